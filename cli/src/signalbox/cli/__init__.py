@@ -1,0 +1,1 @@
+"""The signalbox command, the supervisor behind up, the file watcher."""

@@ -1,0 +1,1 @@
+"""What several rooms truly share: settings, errors, telemetry, rpc, key hashing, clocks."""

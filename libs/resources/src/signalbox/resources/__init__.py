@@ -1,0 +1,1 @@
+"""The documents: models, schema, rules, and the pure reconcilers over them."""

@@ -1,0 +1,1 @@
+"""Pure functions on provider wire formats: parse, classify, extract usage, price."""

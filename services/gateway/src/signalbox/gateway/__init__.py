@@ -1,0 +1,1 @@
+"""The gateway: speaks the clients' wire formats and moves bytes."""

@@ -1,0 +1,1 @@
+"""The scheduler: admits, selects an account, settles; keeps the registry."""

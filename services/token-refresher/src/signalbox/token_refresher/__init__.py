@@ -1,0 +1,1 @@
+"""The token-refresher: owns every credential and hands out short-lived ones."""

@@ -1,0 +1,1 @@
+"""The usage service: turns events into the ledger, roll-ups and reports."""

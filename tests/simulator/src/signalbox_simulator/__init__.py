@@ -1,0 +1,1 @@
+"""A simulated Anthropic provider: scripted behaviour, recorded truth."""
