@@ -1,0 +1,44 @@
+"""How a room's process begins and ends: one event loop, SIGTERM and SIGINT as one wish to stop, exit statuses.
+
+0: stopped as asked. 2: could not start (one line on stderr says what and why). 1: a defect.
+"""
+
+import asyncio
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import uvloop
+
+from signalbox.core.errors import StartupError
+
+EXIT_CANNOT_START = 2
+START_LIMIT_S = 9.0
+
+T = TypeVar("T")
+
+
+def run(room: str, main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
+    """Run `main(stop)` to its end and exit the process; `stop` is set by SIGTERM and SIGINT."""
+
+    async def supervised() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for sig in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(sig, stop.set)
+        await main(stop)
+
+    try:
+        uvloop.run(supervised())
+    except StartupError as e:
+        print(f"{room}: cannot start: {e}", file=sys.stderr, flush=True)
+        sys.exit(EXIT_CANNOT_START)
+
+
+async def within_start_limit(what: str, work: Awaitable[T]) -> T:
+    """Await a step of the start-up; raise StartupError naming `what` when it takes longer than the limit."""
+    try:
+        return await asyncio.wait_for(work, START_LIMIT_S)
+    except TimeoutError as e:
+        raise StartupError(what, f"did not answer within {START_LIMIT_S:g} s") from e

@@ -1,0 +1,153 @@
+"""gRPC between rooms: servers and channels with the shared secret (and mTLS where configured), health, reflection.
+
+Never open: every call but the health check must carry the secret. Deadlines are the callers' duty.
+"""
+
+import hmac
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from signalbox.core.errors import StartupError
+from signalbox.core.settings import RoomSettings
+
+_HEADER = "authorization"
+_OPTIONS = [
+    ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.max_send_message_length", 64 << 20),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.so_reuseport", 0),
+]
+_CHANNEL_OPTIONS = [
+    *_OPTIONS,
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.lb_policy_name", "round_robin"),
+]
+
+
+class _RequireSecret(grpc.aio.ServerInterceptor):
+    def __init__(self, secret: bytes) -> None:
+        self._expected = b"Bearer " + secret
+
+        async def refuse(_: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the shared secret is missing or wrong")
+
+        self._refuse: grpc.RpcMethodHandler[Any, Any] = grpc.unary_unary_rpc_method_handler(refuse)
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        if handler_call_details.method.startswith("/grpc.health.v1.Health/"):
+            return await continuation(handler_call_details)
+        for key, value in handler_call_details.invocation_metadata or ():
+            given = value if isinstance(value, bytes) else value.encode()
+            if key == _HEADER and hmac.compare_digest(given, self._expected):
+                return await continuation(handler_call_details)
+        return self._refuse
+
+
+class _SendSecret(
+    grpc.aio.UnaryUnaryClientInterceptor,
+    grpc.aio.UnaryStreamClientInterceptor,
+    grpc.aio.StreamStreamClientInterceptor,
+):
+    """Adds the secret to each call's metadata."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._value = "Bearer " + secret.decode()
+
+    def _with_secret(self, details: grpc.aio.ClientCallDetails) -> grpc.aio.ClientCallDetails:
+        metadata = grpc.aio.Metadata(*(details.metadata or ()))
+        metadata.add(_HEADER, self._value)
+        return grpc.aio.ClientCallDetails(
+            details.method, details.timeout, metadata, details.credentials, details.wait_for_ready,
+        )
+
+    async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        return await continuation(self._with_secret(client_call_details), request)
+
+    async def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        return await continuation(self._with_secret(client_call_details), request)
+
+    async def intercept_stream_stream(
+        self, continuation: Any, client_call_details: Any, request_iterator: Iterable[Any] | AsyncIterable[Any],
+    ) -> Any:
+        return await continuation(self._with_secret(client_call_details), request_iterator)
+
+
+class Server:
+    """A room's gRPC server. `start` binds; `stop` lets running calls finish within the grace."""
+
+    def __init__(self, settings: RoomSettings, address: str, services: Sequence[str]) -> None:
+        self._settings = settings
+        self._address = address
+        self._services = services
+        self.grpc = grpc.aio.server(interceptors=[_RequireSecret(settings.secret)], options=_OPTIONS)
+        self._health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
+        names = (*services, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self.grpc)
+
+    async def start(self) -> int:
+        """Bind and serve; return the port (0 for a Unix socket). Raises StartupError where the address is unusable."""
+        try:
+            if self._settings.tls_cert_file is None or self._address.startswith("unix:"):
+                port = self.grpc.add_insecure_port(self._address)
+            else:
+                port = self.grpc.add_secure_port(self._address, _server_credentials(self._settings))
+        except RuntimeError as e:
+            raise StartupError(f"address {self._address}", "cannot be bound; is another process using it?") from e
+        await self.grpc.start()
+        if self._address.startswith("unix:"):
+            Path(self._address.removeprefix("unix:")).chmod(0o600)
+        return port
+
+    async def set_serving(self, serving: bool) -> None:
+        """Answer health checks for all services of this room."""
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in ("", *self._services):
+            await self._health.set(name, status)
+
+    async def stop(self, grace_s: float) -> None:
+        """Stop accepting, wait for running calls at most `grace_s` seconds."""
+        await self.set_serving(False)
+        await self.grpc.stop(grace_s)
+
+
+def connect(settings: RoomSettings, address: str) -> grpc.aio.Channel:
+    """Return a channel to another room that authenticates itself on every call and reconnects within a second."""
+    interceptors = [_SendSecret(settings.secret)]
+    if settings.tls_cert_file is None or address.startswith("unix:"):
+        return grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS, interceptors=interceptors)
+    return grpc.aio.secure_channel(
+        address, _client_credentials(settings), options=_CHANNEL_OPTIONS, interceptors=interceptors,
+    )
+
+
+def _pem(settings: RoomSettings) -> tuple[bytes, bytes, bytes]:
+    files = (settings.tls_ca_file, settings.tls_key_file, settings.tls_cert_file)
+    ca, key, cert = (f.read_bytes() if f else b"" for f in files)
+    return ca, key, cert
+
+
+def _server_credentials(settings: RoomSettings) -> grpc.ServerCredentials:
+    ca, key, cert = _pem(settings)
+    return grpc.ssl_server_credentials([(key, cert)], root_certificates=ca, require_client_auth=True)
+
+
+def _client_credentials(settings: RoomSettings) -> grpc.ChannelCredentials:
+    ca, key, cert = _pem(settings)
+    return grpc.ssl_channel_credentials(ca, key, cert)

@@ -1,0 +1,111 @@
+"""A room's /metrics, /healthz and /readyz on their own address, and the readiness that they show.
+
+Liveness says only that the event loop turns; it never depends on Redis, the ledger or a pool.
+"""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
+
+from signalbox.core.errors import StartupError
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+class Readiness:
+    """What this room needs before it can serve, by name, with the reason while it is missing."""
+
+    def __init__(self, *needs: str) -> None:
+        self._missing = dict.fromkeys(needs, "starting")
+
+    def ok(self, need: str) -> None:
+        """Note that `need` is there."""
+        self._missing.pop(need, None)
+
+    def missing(self, need: str, why: str) -> None:
+        """Note that `need` is not there; `why` is shown, so it holds no secret."""
+        self._missing[need] = why
+
+    @property
+    def ready(self) -> bool:
+        """Whether nothing is missing."""
+        return not self._missing
+
+    def report(self) -> dict[str, str]:
+        """Return what is missing and why."""
+        return dict(self._missing)
+
+
+class TelemetryServer:
+    """Serves one room's telemetry until closed."""
+
+    def __init__(self, address: str, readiness: Readiness, registry: CollectorRegistry = REGISTRY) -> None:
+        self._address = address
+        self._readiness = readiness
+        self._registry = registry
+        self._task: asyncio.Task[None] | None = None
+        self._server: _QuietServer | None = None
+
+    async def start(self) -> None:
+        """Bind and serve. Raises StartupError where the address is unusable."""
+        options: dict[str, Any] = {"log_config": None, "access_log": False, "lifespan": "off", "loop": "none", "interface": "asgi3", "proxy_headers": False}
+        if self._address.startswith("unix:"):
+            path = Path(self._address.removeprefix("unix:"))
+            path.unlink(missing_ok=True)
+            options["uds"] = str(path)
+        else:
+            host, _, port = self._address.rpartition(":")
+            options |= {"host": host.strip("[]"), "port": int(port)}
+        config = uvicorn.Config(self._app, http="httptools", ws="none", **options)
+        self._server = _QuietServer(config)
+        self._task = asyncio.create_task(self._server.serve())
+        while not self._server.started:
+            if self._task.done():
+                raise StartupError(f"telemetry address {self._address}", "cannot be bound; is it in use?")
+            await asyncio.sleep(0.01)
+
+    async def close(self) -> None:
+        """Stop serving."""
+        if self._server is not None and self._task is not None:
+            self._server.should_exit = True
+            with contextlib.suppress(SystemExit):
+                await self._task
+
+    async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        status, content_type, body = self._answer(scope["path"])
+        headers = [(b"content-type", content_type.encode()), (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    def _answer(self, path: str) -> tuple[int, str, bytes]:
+        if path == "/metrics":
+            return 200, CONTENT_TYPE_LATEST, generate_latest(self._registry)
+        if path == "/healthz":
+            return 200, "application/json", b'{"live":true}'
+        if path == "/readyz":
+            missing = self._readiness.report()
+            body = json.dumps({"ready": not missing, "missing": missing}).encode()
+            return (503 if missing else 200), "application/json", body
+        return 404, "application/json", b'{"error":"not found"}'
+
+
+class _QuietServer(uvicorn.Server):
+    """uvicorn without its own signal handling: the room decides when to stop."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: Any = None) -> None:
+        try:
+            await super().startup(sockets)
+        except SystemExit:
+            self.should_exit = True
