@@ -56,7 +56,10 @@ class TelemetryServer:
 
     async def start(self) -> None:
         """Bind and serve. Raises StartupError where the address is unusable."""
-        options: dict[str, Any] = {"log_config": None, "access_log": False, "lifespan": "off", "loop": "none", "interface": "asgi3", "proxy_headers": False}
+        options: dict[str, Any] = {
+            "log_config": None, "access_log": False, "lifespan": "off", "loop": "none",
+            "interface": "asgi3", "proxy_headers": False,
+        }
         if self._address.startswith("unix:"):
             path = Path(self._address.removeprefix("unix:"))
             path.unlink(missing_ok=True)

@@ -1,0 +1,113 @@
+"""What the gateway's domain and handlers may ask of the world: scheduler, credentials, journal.
+
+Adapters implement these; tests give real ones over sockets. Errors are part of the contract stated here.
+"""
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from signalbox.core.errors import SignalboxError
+from signalbox.v1.common_pb2 import TokenUsage
+from signalbox.v1.scheduler_pb2 import (
+    AdmitRequest,
+    AdmitResponse,
+    InspectRequest,
+    InspectResponse,
+    RetryRequest,
+    SettleRequest,
+)
+from signalbox.v1.usage_pb2 import AttemptEvent
+
+
+class SchedulerUnavailable(SignalboxError):
+    """No scheduler answered in time; callers see `scheduler_unavailable`."""
+
+
+class JournalUnwritable(SignalboxError):
+    """An intent could not be written, so nothing may be sent; callers see `ledger_unavailable`."""
+
+
+class CredentialUnusable(SignalboxError):
+    """The account's credential cannot be had now. `reason` is a condition's reason; `transient` says whether it heals."""
+
+    def __init__(self, reason: str, message: str, *, transient: bool) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.transient = transient
+
+
+@dataclass(slots=True)
+class OpenLease:
+    """A lease that heartbeats keep alive; the attempt updates it in place while bytes flow."""
+
+    lease_id: str
+    lease_token: bytes
+    usage: TokenUsage | None = None
+    output_tokens: int = 0
+    served_model: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """What an upstream request needs to speak for its account. Header names are lower-case."""
+
+    account_id: str
+    version: str
+    headers: tuple[tuple[bytes, bytes], ...] = field(repr=False)
+    proxy_url: str = field(default="", repr=False)
+
+
+class Scheduler(Protocol):
+    """The batched session with a scheduler."""
+
+    async def inspect(self, request: InspectRequest) -> InspectResponse:
+        """Raise SchedulerUnavailable."""
+        ...
+
+    async def admit(self, request: AdmitRequest) -> AdmitResponse:
+        """Raise SchedulerUnavailable. A granted lease is the caller's to settle."""
+        ...
+
+    async def retry(self, request: RetryRequest) -> AdmitResponse:
+        """Settle the failed attempt and take another account. Raise SchedulerUnavailable."""
+        ...
+
+    def settle(self, request: SettleRequest) -> None:
+        """Hand in the end of a lease; delivered in the background until acknowledged. Never blocks, never raises."""
+        ...
+
+    def track(self, lease: OpenLease) -> None:
+        """Renew this lease by heartbeats until it is settled or retried."""
+        ...
+
+
+class Credentials(Protocol):
+    """Credentials by account, cached by version and pushed by the token-refresher."""
+
+    def cached(self, account_id: str) -> Credential | None:
+        """Return a usable credential without waiting, if one is here."""
+        ...
+
+    async def get(self, account_id: str, rejected_version: str = "") -> Credential:
+        """Return a usable credential; `rejected_version` got a 401 just now. Raise CredentialUnusable."""
+        ...
+
+
+class Journal(Protocol):
+    """The gateway's own record of attempts, delivered to the ledger in the background."""
+
+    def begin(self, event: AttemptEvent) -> None:
+        """Write the intent before the attempt's first byte leaves. Raise JournalUnwritable. Keeps `event`."""
+        ...
+
+    def note(self, event: AttemptEvent, partial: AttemptEvent) -> None:
+        """Write what `partial` (ids included) adds to a begun event, such as message_start's usage. Never raises."""
+        ...
+
+    def end(self, event: AttemptEvent, partial: AttemptEvent) -> None:
+        """Write the outcome that `partial` (ids included) adds, merge it and deliver the whole. Never raises."""
+        ...
+
+    def deny(self, event: AttemptEvent) -> None:
+        """Record a refusal (attempt 0), bounded in rate for callers without a key. Never raises."""
+        ...
