@@ -1,0 +1,52 @@
+"""Condition types and reasons, each with its meaning; the documentation is generated from here."""
+
+from dataclasses import dataclass
+from typing import Final
+
+READY: Final = "Ready"
+ACCEPTED: Final = "Accepted"
+
+TYPES: Final = {
+    READY: "The object serves, as far as its documents say; its state (Paused, Draining) is not part of it.",
+    ACCEPTED: "The newest document is in force; False: an older one is, because the newest breaks a rule.",
+}
+
+IN_FORCE: Final = "InForce"
+INVALID: Final = "Invalid"
+SERVES: Final = "Serves"
+NOT_IMPLEMENTED: Final = "NotImplemented"
+SECRET_NOT_FOUND: Final = "SecretNotFound"
+SECRET_INVALID: Final = "SecretInvalid"
+POOL_NOT_ALLOWED: Final = "PoolNotAllowed"
+POOL_NOT_FOUND: Final = "PoolNotFound"
+NO_MEMBERS: Final = "NoMembers"
+DUPLICATE_KEY: Final = "DuplicateKey"
+EXPIRED: Final = "Expired"
+UPSTREAM_NOT_ALLOWED: Final = "UpstreamNotAllowed"
+TOKEN_FILE_NOT_ALLOWED: Final = "TokenFileNotAllowed"
+
+REASONS: Final = {
+    SERVES: "Nothing in the documents keeps the object from serving.",
+    IN_FORCE: "The newest document is in force.",
+    INVALID: "The newest document breaks a rule; the last good one serves on, with the newest state and expiry.",
+    NOT_IMPLEMENTED: "This kind of credential is understood but not served yet.",
+    SECRET_NOT_FOUND: "A Secret, or the key inside it, does not exist.",
+    SECRET_INVALID: "A Secret's value cannot be used; the message says what is expected.",
+    POOL_NOT_ALLOWED: "The key names a pool of another namespace that does not let it in.",
+    POOL_NOT_FOUND: "None of the pools that the key names exists.",
+    NO_MEMBERS: "The pool has no account.",
+    DUPLICATE_KEY: "An older document has the same key; that one serves.",
+    EXPIRED: "expiresAt has passed.",
+    UPSTREAM_NOT_ALLOWED: "The upstream host is not among allowedUpstreamHosts, or is plain http through a proxy.",
+    TOKEN_FILE_NOT_ALLOWED: "The identity token file lies outside the directory for projected tokens.",
+}
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One statement about an object, as in Kubernetes. `reason` is one of REASONS; `message` is for people."""
+
+    type: str
+    status: bool
+    reason: str
+    message: str = ""

@@ -1,0 +1,42 @@
+"""Rules that cross fields: each stands once, as CEL for the API server and as a predicate for `signalbox check`.
+
+The schema generator emits the CEL; the models' base class runs the predicates. Both report at the same path.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One cross-field rule of an object.
+
+    `cel` and `holds` say the same thing; `message` says what to do; `field` is the member that is blamed, relative
+    to the object ("" blames the object itself).
+    """
+
+    cel: str
+    message: str
+    holds: Callable[[Any], bool]
+    field: str = ""
+
+
+@dataclass(frozen=True)
+class Transition:
+    """A rule about a change: `holds(new, old)` over two versions of the same object."""
+
+    cel: str
+    message: str
+    holds: Callable[[Any, Any], bool]
+    field: str = ""
+
+
+def exactly_one(*fields: str, attributes: tuple[str, ...], what: str) -> Rule:
+    """Exactly one of the members may be set: `fields` as documents spell them, `attributes` as the model does."""
+    listed = ", ".join(fields)
+    return Rule(
+        cel=f"[{', '.join(f'has(self.{f})' for f in fields)}].filter(x, x).size() == 1",
+        message=f"name exactly one {what} of: {listed}",
+        holds=lambda m: sum(getattr(m, a) is not None for a in attributes) == 1,
+    )

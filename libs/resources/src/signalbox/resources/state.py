@@ -1,0 +1,143 @@
+"""What the reconciler takes and gives: policy, last good state, desired objects, grants, actions. Data only."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from signalbox.resources.conditions import READY, Condition
+from signalbox.resources.models import Resource
+from signalbox.resources.reading import Identity, Problem
+
+# What the providers themselves serve from; in a cluster credentials go nowhere else unless a setting says so.
+PROVIDER_HOSTS = (
+    "*.anthropic.com",
+    "*.amazonaws.com",
+    "*.api.aws",
+    "*.googleapis.com",
+    "*.services.ai.azure.com",
+)
+TOKEN_FILE_ROOT = "/var/run/secrets/signalbox/tokens/"  # noqa: S105 - a directory, not a token
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What the installation allows, beyond the documents.
+
+    `cluster`: credentials go to allowed hosts only and token files lie under TOKEN_FILE_ROOT; on one machine whoever
+    writes documents could read the files anyway. `allowed_upstream_hosts` (exact names or `*.suffix`) replaces the
+    default: the providers' domains and Services of the account's own namespace.
+    """
+
+    cluster: bool = False
+    allowed_upstream_hosts: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Good:
+    """The version of a document that is in force, and the file that it came from."""
+
+    resource: Resource
+    file: str
+    line: int = 0
+
+
+@dataclass(frozen=True)
+class State:
+    """What was in force after the last plan. In memory only: it holds Secrets."""
+
+    good: Mapping[Identity, Good] = field(default_factory=dict, repr=False)
+
+    def owners(self) -> dict[Identity, str]:
+        """Return which file each document in force came from; a copy elsewhere does not displace it."""
+        return {identity: good.file for identity, good in self.good.items()}
+
+
+@dataclass(frozen=True)
+class DesiredObject:
+    """One object for the scheduler's registry. `spec_json` is a compiled spec (see compiled.py)."""
+
+    kind: str
+    id: str
+    revision: str
+    spec_json: str
+    conditions: tuple[Condition, ...]
+    uid: str = ""
+    created_at: datetime | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    source: str = ""
+
+    @property
+    def ready(self) -> Condition:
+        """The Ready condition."""
+        return next(c for c in self.conditions if c.type == READY)
+
+
+@dataclass(frozen=True)
+class Grant:
+    """What the token-refresher needs to speak for an account.
+
+    `material` holds secret values by role (`apiKey`, `proxyURL`), `config` what is not secret (`baseURL`).
+    `seed_version` is the SHA-256 of kind, material and config; the same one again changes nothing. Whether a changed
+    seed replaces what a refresh has earned since is for the refresher to tell, role by role.
+    """
+
+    account: str
+    kind: str
+    material: Mapping[str, str] = field(repr=False)
+    config: Mapping[str, str]
+    seed_version: str
+
+
+@dataclass(frozen=True)
+class Desired:
+    """What should be in force now.
+
+    `problems` are those of refused documents; `state` goes into the next plan; `next_change_at` is the soonest time
+    at which the same documents would give another plan (an expiry), None where time changes nothing.
+    """
+
+    objects: tuple[DesiredObject, ...]
+    grants: tuple[Grant, ...]
+    problems: tuple[Problem, ...]
+    state: State
+    next_change_at: datetime | None = None
+
+    def revisions(self) -> dict[tuple[str, str], str]:
+        """Return the revision of each object by (kind, id): `current` of a diff once everything was carried out."""
+        return {(o.kind, o.id): o.revision for o in self.objects}
+
+    def seed_versions(self) -> dict[str, str]:
+        """Return the seed version of each grant by account: `grants_current` of a diff afterwards."""
+        return {g.account: g.seed_version for g in self.grants}
+
+
+@dataclass(frozen=True)
+class PutObject:
+    """Create or replace an object in the registry."""
+
+    object: DesiredObject
+
+
+@dataclass(frozen=True)
+class DeleteObject:
+    """Remove an object from the registry."""
+
+    kind: str
+    id: str
+
+
+@dataclass(frozen=True)
+class PutGrant:
+    """Create or replace a grant in the token-refresher."""
+
+    grant: Grant
+
+
+@dataclass(frozen=True)
+class DeleteGrant:
+    """Remove a grant from the token-refresher."""
+
+    account: str
+
+
+Action = PutObject | DeleteObject | PutGrant | DeleteGrant
