@@ -36,5 +36,5 @@ def configure(room: str, level: str, fmt: str) -> None:
 
 
 def logger(name: str) -> Any:
-    """Return the logger of one module; `name` appears as the field `logger`."""
-    return structlog.get_logger(logger=name)
+    """Return the logger of one module; `name` appears as the field `module`."""
+    return structlog.get_logger(module=name)

@@ -59,33 +59,36 @@ class _RequireSecret(grpc.aio.ServerInterceptor):
         return self._refuse
 
 
-class _SendSecret(
-    grpc.aio.UnaryUnaryClientInterceptor,
-    grpc.aio.UnaryStreamClientInterceptor,
-    grpc.aio.StreamStreamClientInterceptor,
-):
-    """Adds the secret to each call's metadata."""
+class _Secret:
+    """What the interceptors below add to each call's metadata. One class a kind of call: a channel files an
+    interceptor under the first kind that it finds in it, and no other."""
 
     def __init__(self, secret: bytes) -> None:
         self._value = "Bearer " + secret.decode()
 
-    def _with_secret(self, details: grpc.aio.ClientCallDetails) -> grpc.aio.ClientCallDetails:
+    def added(self, details: grpc.aio.ClientCallDetails) -> grpc.aio.ClientCallDetails:
         metadata = grpc.aio.Metadata(*(details.metadata or ()))
         metadata.add(_HEADER, self._value)
         return grpc.aio.ClientCallDetails(
             details.method, details.timeout, metadata, details.credentials, details.wait_for_ready,
         )
 
+
+class _UnaryUnary(_Secret, grpc.aio.UnaryUnaryClientInterceptor):
     async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        return await continuation(self._with_secret(client_call_details), request)
+        return await continuation(self.added(client_call_details), request)
 
+
+class _UnaryStream(_Secret, grpc.aio.UnaryStreamClientInterceptor):
     async def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        return await continuation(self._with_secret(client_call_details), request)
+        return await continuation(self.added(client_call_details), request)
 
+
+class _StreamStream(_Secret, grpc.aio.StreamStreamClientInterceptor):
     async def intercept_stream_stream(
         self, continuation: Any, client_call_details: Any, request_iterator: Iterable[Any] | AsyncIterable[Any],
     ) -> Any:
-        return await continuation(self._with_secret(client_call_details), request_iterator)
+        return await continuation(self.added(client_call_details), request_iterator)
 
 
 class Server:
@@ -129,7 +132,7 @@ class Server:
 
 def connect(settings: RoomSettings, address: str) -> grpc.aio.Channel:
     """Return a channel to another room that authenticates itself on every call and reconnects within a second."""
-    interceptors = [_SendSecret(settings.secret)]
+    interceptors = [kind(settings.secret) for kind in (_UnaryUnary, _UnaryStream, _StreamStream)]
     if settings.tls_cert_file is None or address.startswith("unix:"):
         return grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS, interceptors=interceptors)
     return grpc.aio.secure_channel(

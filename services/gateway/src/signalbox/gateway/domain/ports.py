@@ -28,7 +28,7 @@ class JournalUnwritable(SignalboxError):
 
 
 class CredentialUnusable(SignalboxError):
-    """The account's credential cannot be had now. `reason` is a condition's reason; `transient` says whether it heals."""
+    """The account's credential cannot be had now: `reason` as in conditions; `transient`: it may heal by itself."""
 
     def __init__(self, reason: str, message: str, *, transient: bool) -> None:
         super().__init__(message)

@@ -1,0 +1,1 @@
+"""The gateway's connections to the world: provider, scheduler, token-refresher, usage, its journal on disk."""

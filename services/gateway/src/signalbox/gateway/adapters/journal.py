@@ -1,0 +1,233 @@
+"""The gateway's journal: writes what happens to each attempt before and after its bytes, hands whole records on.
+
+One directory a process. A segment goes when everything in it is in the ledger. When more outcomes wait than fit in
+memory they stay on disk only (`spilled`) and are read back once the ledger takes them again.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from prometheus_client import Counter, Gauge
+
+from signalbox.core import logs
+from signalbox.core.errors import StartupError
+from signalbox.gateway.adapters.journal_file import (
+    SUFFIX,
+    AttemptKey,
+    DirectoryLock,
+    Segment,
+    key_of,
+    read_attempts,
+)
+from signalbox.gateway.domain.ports import JournalUnwritable
+from signalbox.v1.common_pb2 import OUTCOME_UNSPECIFIED
+from signalbox.v1.usage_pb2 import AttemptEvent
+
+log = logs.logger(__name__)
+
+JOURNAL_PENDING = Gauge("signalbox_journal_pending", "Attempts and denials that are journalled but not in the ledger.")
+WRITE_FAILURES = Counter("signalbox_journal_write_failures_total", "Journal writes that failed.", ["what"])
+DENIALS_SKIPPED = Counter("signalbox_journal_denials_skipped_total", "Denials of unknown callers over the rate limit.")
+
+SEGMENT_BYTES = 8 << 20
+REUSE_BYTES = 1 << 20
+MAX_IN_MEMORY = 20_000
+ANONYMOUS_DENIALS_PER_S = 50.0
+
+Deliverable = tuple[AttemptEvent, tuple[Segment, ...]]
+
+
+class FileJournal:
+    """Implements ports.Journal on files; `ready` is called when there is something new to deliver."""
+
+    def __init__(self, directory: Path, instance: str, ready: Callable[[], None]) -> None:
+        self.directory = directory / instance
+        try:
+            self.directory.mkdir(parents=True, mode=0o700)
+            self._lock = DirectoryLock(self.directory)
+            self._lock.take()
+            self._number = 0
+            self._current = self._new_segment()
+        except OSError as e:
+            raise StartupError(f"journal directory {directory}", e.strerror or str(e)) from e
+        self._ready = ready
+        self._begun: dict[AttemptKey, Segment] = {}
+        self._full: set[Segment] = set()
+        self._queue: list[Deliverable] = []
+        self._anonymous_tokens = ANONYMOUS_DENIALS_PER_S
+        self._anonymous_at_s = time.monotonic()
+
+    # ------------------------------------------------------------------ ports.Journal
+
+    def begin(self, event: AttemptEvent) -> None:
+        """Write the intent. Raises JournalUnwritable."""
+        segment = self._writable()
+        try:
+            segment.append(event)
+        except OSError as e:
+            WRITE_FAILURES.labels("intent").inc()
+            raise JournalUnwritable(e.strerror or str(e)) from e
+        segment.open += 1
+        self._begun[key_of(event)] = segment
+
+    def note(self, event: AttemptEvent, partial: AttemptEvent) -> None:
+        """Write what `partial` adds to a begun attempt."""
+        event.MergeFrom(partial)
+        self._append_change(event, partial, self._begun[key_of(event)], "usage")
+
+    def end(self, event: AttemptEvent, partial: AttemptEvent) -> None:
+        """Write the outcome and queue the whole record for delivery."""
+        event.MergeFrom(partial)
+        begun = self._begun.pop(key_of(event))
+        written = self._append_change(event, partial, begun, "outcome")
+        begun.open -= 1
+        self._enqueue(event, (begun,) if written is begun else (begun, written))
+
+    def deny(self, event: AttemptEvent) -> None:
+        """Write and queue a refusal; those of callers without a known key are limited in rate."""
+        if not event.key_id and not self._take_anonymous_token():
+            DENIALS_SKIPPED.inc()
+            return
+        segment = self._writable()
+        try:
+            segment.append(event)
+        except OSError:
+            WRITE_FAILURES.labels("denial").inc()
+        self._enqueue(event, (segment,))
+
+    # ------------------------------------------------------------------ for the delivery
+
+    def take(self, most: int) -> list[Deliverable]:
+        """Return up to `most` records that wait for delivery; each must come back through `delivered`."""
+        if not self._queue:
+            self._read_back()
+        taken, self._queue = self._queue[:most], self._queue[most:]
+        return taken
+
+    def put_back(self, records: list[Deliverable]) -> None:
+        """Queue records again whose delivery failed."""
+        self._queue = records + self._queue
+
+    def delivered(self, records: list[Deliverable]) -> None:
+        """Note that the ledger has these records; segments that nothing needs any more go."""
+        for _, segments in records:
+            for segment in segments:
+                segment.undelivered -= 1
+                self._release(segment)
+        JOURNAL_PENDING.dec(len(records))
+
+    @property
+    def pending(self) -> int:
+        """How many records wait in memory."""
+        return len(self._queue)
+
+    @property
+    def spilled(self) -> bool:
+        """Whether records wait on disk only."""
+        return self._current.spilled or any(s.spilled for s in self._full)
+
+    def close(self) -> None:
+        """Close the files; remove the directory when the ledger has everything."""
+        segments = [*self._full, self._current]
+        if any(s.needed for s in segments):
+            for segment in segments:
+                segment.close()
+            self._lock.release()
+            return
+        for segment in segments:
+            segment.remove()
+        (self.directory / "lock").unlink(missing_ok=True)
+        self._lock.release()
+        self.directory.rmdir()
+
+    # ------------------------------------------------------------------ inside
+
+    def _new_segment(self) -> Segment:
+        self._number += 1
+        return Segment(self.directory / f"{self._number:08d}{SUFFIX}")
+
+    def _writable(self) -> Segment:
+        if self._current.size < SEGMENT_BYTES:
+            return self._current
+        try:
+            fresh = self._new_segment()
+        except OSError as e:
+            raise JournalUnwritable(e.strerror or str(e)) from e
+        self._full.add(self._current)
+        self._current, old = fresh, self._current
+        self._release(old)
+        return fresh
+
+    def _append_change(self, event: AttemptEvent, partial: AttemptEvent, begun: Segment, what: str) -> Segment:
+        """Write `partial` beside its intent, or the whole event where that lies in an older segment.
+
+        So each segment can be read by itself.
+        """
+        try:
+            segment = self._writable()
+            segment.append(partial if segment is begun else event)
+        except (OSError, JournalUnwritable):
+            WRITE_FAILURES.labels(what).inc()
+            return begun
+        return segment
+
+    def _enqueue(self, event: AttemptEvent, segments: tuple[Segment, ...]) -> None:
+        JOURNAL_PENDING.inc()
+        if len(self._queue) >= MAX_IN_MEMORY:
+            JOURNAL_PENDING.dec()
+            segments[-1].spilled = True
+            self._release(segments[0])
+            return
+        for segment in segments:
+            segment.undelivered += 1
+        self._queue.append((event, segments))
+        self._ready()
+
+    def _read_back(self) -> None:
+        """Queue what one spilled segment holds. Records that were delivered before are harmless: the ledger upserts."""
+        if self._current.spilled:
+            self._full.add(self._current)
+            self._current = self._new_segment()
+        segment = next((s for s in self._full if s.spilled), None)
+        if segment is None:
+            return
+        segment.spilled = False
+        for event in read_attempts(segment.path):
+            if event.outcome != OUTCOME_UNSPECIFIED:
+                segment.undelivered += 1
+                self._queue.append((event, (segment,)))
+                JOURNAL_PENDING.inc()
+        self._release(segment)
+
+    def _release(self, segment: Segment) -> None:
+        if segment.needed:
+            return
+        if segment is not self._current:
+            self._full.discard(segment)
+            segment.remove()
+        elif segment.size >= REUSE_BYTES:
+            segment.empty()
+
+    def _take_anonymous_token(self) -> bool:
+        now_s = time.monotonic()
+        earned = (now_s - self._anonymous_at_s) * ANONYMOUS_DENIALS_PER_S
+        self._anonymous_at_s = now_s
+        self._anonymous_tokens = min(ANONYMOUS_DENIALS_PER_S, self._anonymous_tokens + earned)
+        if self._anonymous_tokens < 1:
+            return False
+        self._anonymous_tokens -= 1
+        return True
+
+
+def adopt(directory: Path, own: Path) -> tuple[DirectoryLock, Path] | None:
+    """Take over the journal of a gateway process that is gone, if there is one beside `own`."""
+    for candidate in sorted(directory.iterdir()):
+        if candidate == own or not candidate.is_dir():
+            continue
+        lock = DirectoryLock(candidate)
+        if lock.take():
+            log.info("journal_adopted", journal=candidate.name)
+            return lock, candidate
+        lock.release()
+    return None

@@ -1,0 +1,287 @@
+"""The gateway's session with a scheduler: what is ready in one loop tick travels as one batch, both ways.
+
+All calls are idempotent under their ids, so what was asked on a session that broke is asked again on the next one,
+until its time is up. With several schedulers a session moves to another when one drains or dies.
+"""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
+
+import grpc
+import grpc.aio
+
+from signalbox.core import logs
+from signalbox.gateway.domain.ports import OpenLease, SchedulerUnavailable
+from signalbox.v1 import scheduler_pb2 as pb
+from signalbox.v1.scheduler_pb2_grpc import SchedulerStub
+
+if TYPE_CHECKING:
+    from signalbox.v1.scheduler_pb2_grpc import SchedulerAsyncStub
+
+log = logs.logger(__name__)
+
+HEARTBEAT_EVERY_S = 8.0
+CONNECT_WAIT_S = 5.0
+ANSWER_WAIT_S = 5.0
+RECONNECT_FIRST_S = 0.05
+RECONNECT_MOST_S = 1.0
+SWEEP_EVERY_S = 0.25
+
+Request = TypeVar("Request", pb.InspectRequest, pb.AdmitRequest, pb.RetryRequest)
+Response = TypeVar("Response", pb.InspectResponse, pb.AdmitResponse)
+SessionCall: TypeAlias = "grpc.aio.StreamStreamCall[pb.GatewayBatch, pb.SchedulerBatch]"
+
+
+@dataclass(slots=True)
+class _Asked(Generic[Request, Response]):
+    request: Request
+    answer: asyncio.Future[Response]
+    give_up_s: float
+
+
+class SchedulerSession:
+    """Implements ports.Scheduler over Session streams. `deliver_journal` empties the journal when a scheduler asks."""
+
+    def __init__(
+        self, channels: list[grpc.aio.Channel], gateway_id: str, deliver_journal: Callable[[], Awaitable[bool]],
+    ) -> None:
+        self._stubs: list[SchedulerAsyncStub] = [SchedulerStub(c) for c in channels]
+        random.shuffle(self._stubs)
+        self._gateway_id = gateway_id
+        self._deliver_journal = deliver_journal
+        self._seq = 0
+        self._batch = pb.GatewayBatch()
+        self._wanted = asyncio.Event()
+        self._inspects: dict[int, _Asked[pb.InspectRequest, pb.InspectResponse]] = {}
+        self._admits: dict[int, _Asked[pb.AdmitRequest, pb.AdmitResponse]] = {}
+        self._retries: dict[int, _Asked[pb.RetryRequest, pb.AdmitResponse]] = {}
+        self._settles: dict[str, pb.SettleRequest] = {}
+        self._settling: dict[int, str] = {}
+        self._leases: dict[str, OpenLease] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
+        self.connected = False
+
+    def start(self) -> None:
+        """Begin to keep a session open."""
+        for work in (self._keep_connected(), self._heartbeat(), self._sweep()):
+            self._spawn(work)
+
+    async def close(self, limit_s: float) -> None:
+        """Wait until every settle is acknowledged, at most `limit_s` seconds, then end the session."""
+        end_s = self._loop.time() + limit_s
+        while self._settles and self._loop.time() < end_s:  # noqa: ASYNC110 - a poll at shutdown only
+            await asyncio.sleep(0.02)
+        if self._settles:
+            log.warning("settles_not_acknowledged", count=len(self._settles))
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # ------------------------------------------------------------------ ports.Scheduler
+
+    def inspect(self, request: pb.InspectRequest) -> Awaitable[pb.InspectResponse]:
+        """Ask for a key's state. Raises SchedulerUnavailable."""
+        asked = _Asked[pb.InspectRequest, pb.InspectResponse](request, self._loop.create_future(), self._give_up_s(0))
+        self._ask(self._inspects, asked)
+        return asked.answer
+
+    def admit(self, request: pb.AdmitRequest) -> Awaitable[pb.AdmitResponse]:
+        """Ask for an account. Raises SchedulerUnavailable."""
+        request.gateway_id = self._gateway_id
+        asked = _Asked[pb.AdmitRequest, pb.AdmitResponse](
+            request, self._loop.create_future(), self._give_up_s(request.deadline_ms),
+        )
+        self._ask(self._admits, asked)
+        return asked.answer
+
+    def retry(self, request: pb.RetryRequest) -> Awaitable[pb.AdmitResponse]:
+        """End a failed attempt and ask for another account. Raises SchedulerUnavailable."""
+        self._leases.pop(request.failed.lease_id, None)
+        asked = _Asked[pb.RetryRequest, pb.AdmitResponse](
+            request, self._loop.create_future(), self._give_up_s(request.deadline_ms),
+        )
+        self._ask(self._retries, asked)
+        return asked.answer
+
+    def settle(self, request: pb.SettleRequest) -> None:
+        """Hand in the end of a lease; kept until acknowledged."""
+        self._leases.pop(request.lease_id, None)
+        self._settles[request.lease_id] = request
+        self._send_settle(request)
+
+    def track(self, lease: OpenLease) -> None:
+        """Renew the lease until it is settled or retried."""
+        self._leases[lease.lease_id] = lease
+
+    # ------------------------------------------------------------------ asking
+
+    def _give_up_s(self, queueing_ms: int) -> float:
+        waits_s = ANSWER_WAIT_S if self.connected else CONNECT_WAIT_S
+        return self._loop.time() + waits_s + queueing_ms / 1000
+
+    def _next_seq(self) -> int:
+        self._seq += 1
+        return self._seq
+
+    def _ask(self, pending: dict[int, _Asked[Request, Response]], asked: _Asked[Request, Response]) -> None:
+        seq = self._next_seq()
+        asked.request.seq = seq
+        pending[seq] = asked
+        self._add(asked.request)
+
+    def _add(self, request: pb.InspectRequest | pb.AdmitRequest | pb.RetryRequest) -> None:
+        if isinstance(request, pb.AdmitRequest):
+            self._batch.admits.append(request)
+        elif isinstance(request, pb.RetryRequest):
+            self._batch.retries.append(request)
+        else:
+            self._batch.inspects.append(request)
+        self._wanted.set()
+
+    def _send_settle(self, request: pb.SettleRequest) -> None:
+        request.seq = self._next_seq()
+        self._settling[request.seq] = request.lease_id
+        self._batch.settles.append(request)
+        self._wanted.set()
+
+    def _send_heartbeats(self) -> None:
+        if not self._leases:
+            return
+        beats = [
+            pb.LeaseBeat(
+                lease_id=lease.lease_id, lease_token=lease.lease_token, usage=lease.usage,
+                output_tokens=lease.output_tokens, served_model=lease.served_model,
+            )
+            for lease in self._leases.values()
+        ]
+        self._batch.heartbeats.append(
+            pb.HeartbeatRequest(seq=self._next_seq(), gateway_id=self._gateway_id, leases=beats),
+        )
+        self._wanted.set()
+
+    # ------------------------------------------------------------------ the stream
+
+    async def _keep_connected(self) -> None:
+        pause_s = RECONNECT_FIRST_S
+        while True:
+            stub = self._stubs[0]
+            self._stubs.append(self._stubs.pop(0))
+            try:
+                if await self._serve_session(stub.Session()):
+                    pause_s = RECONNECT_FIRST_S
+            except grpc.aio.AioRpcError as e:
+                log.info("scheduler_session_lost", why=e.details())
+            except asyncio.InvalidStateError:
+                log.info("scheduler_session_lost", why="the stream ended while a batch was being written")
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, RECONNECT_MOST_S)
+
+    async def _serve_session(self, call: SessionCall) -> bool:
+        """Run one session until it ends; return whether the scheduler had answered at all."""
+        writing: asyncio.Task[None] | None = None
+        answered = False
+        try:
+            await call.write(pb.GatewayBatch(hello=pb.Hello(gateway_id=self._gateway_id, protocol="v1")))
+            async for batch in call:
+                if not answered:
+                    answered = True
+                    self._begin_session()
+                    writing = asyncio.create_task(self._write(call))
+                self._receive(batch)
+                if batch.draining:
+                    break
+        finally:
+            self.connected = False
+            if writing is not None:
+                writing.cancel()
+            call.cancel()
+        return answered
+
+    def _begin_session(self) -> None:
+        """Ask again what the last session left unanswered."""
+        self.connected = True
+        self._batch = pb.GatewayBatch()
+        self._settling.clear()
+        for pending in (self._inspects, self._admits, self._retries):
+            for asked in pending.values():
+                self._add(asked.request)
+        for settle in self._settles.values():
+            self._send_settle(settle)
+        self._send_heartbeats()
+
+    async def _write(self, call: SessionCall) -> None:
+        try:
+            while True:
+                await self._wanted.wait()
+                await asyncio.sleep(0)
+                self._wanted.clear()
+                batch, self._batch = self._batch, pb.GatewayBatch()
+                await call.write(batch)
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            call.cancel()
+
+    def _receive(self, batch: pb.SchedulerBatch) -> None:
+        for admitted in batch.admits:
+            asked = self._admits.pop(admitted.seq, None) or self._retries.pop(admitted.seq, None)
+            if asked is not None and not asked.answer.done():
+                asked.answer.set_result(admitted)
+            elif admitted.HasField("grant"):
+                self._give_back(admitted.grant)
+        for settled in batch.settles:
+            lease_id = self._settling.pop(settled.seq, None)
+            if lease_id is not None:
+                self._settles.pop(lease_id, None)
+        for inspected in batch.inspects:
+            looked = self._inspects.pop(inspected.seq, None)
+            if looked is not None and not looked.answer.done():
+                looked.answer.set_result(inspected)
+        for beat in batch.heartbeats:
+            for lease_id in beat.lost:
+                log.warning("lease_lost", lease_id=lease_id)
+        if batch.HasField("deliver_journal"):
+            self._spawn(self._answer_deliver_journal(batch.deliver_journal.epoch))
+
+    def _give_back(self, grant: pb.Grant) -> None:
+        """Settle a lease that came too late for its request."""
+        self.settle(pb.SettleRequest(lease_id=grant.lease_id, lease_token=grant.lease_token))
+
+    async def _answer_deliver_journal(self, epoch: str) -> None:
+        if not await self._deliver_journal():
+            return
+        self._send_heartbeats()
+        self._batch.journal_delivered.epoch = epoch
+        self._wanted.set()
+
+    # ------------------------------------------------------------------ in the background
+
+    async def _heartbeat(self) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_EVERY_S)
+            if self.connected:
+                self._send_heartbeats()
+
+    async def _sweep(self) -> None:
+        """Give up what was not answered in time."""
+        while True:
+            await asyncio.sleep(SWEEP_EVERY_S)
+            now_s = self._loop.time()
+            _give_up(self._inspects, now_s)
+            _give_up(self._admits, now_s)
+            _give_up(self._retries, now_s)
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _give_up(pending: dict[int, _Asked[Request, Response]], now_s: float) -> None:
+    late = [seq for seq, asked in pending.items() if asked.answer.done() or asked.give_up_s < now_s]
+    for seq in late:
+        answer = pending.pop(seq).answer
+        if not answer.done():
+            answer.set_exception(SchedulerUnavailable("no scheduler answered in time"))
