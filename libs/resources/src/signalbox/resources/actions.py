@@ -6,9 +6,7 @@ from signalbox.resources.models import SIGNALBOX_KINDS
 from signalbox.resources.state import Action, DeleteGrant, DeleteObject, Desired, PutGrant, PutObject
 
 
-def diff(
-    desired: Desired, current: Mapping[tuple[str, str], str], grants_current: Mapping[str, str]
-) -> list[Action]:
+def diff(desired: Desired, current: Mapping[tuple[str, str], str], grants_current: Mapping[str, str]) -> list[Action]:
     """Return what turns `current` into `desired`; an empty list when they are equal.
 
     `current` maps (kind, id) to the registry's revision, `grants_current` maps account ids to the refresher's seed

@@ -11,10 +11,9 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field
 
-from signalbox.resources.models.account import AccountLimit, AccountModels, AccountState, Provider
+from signalbox.resources.models.account import AccountLimit, AccountModels, AccountState, ModelRules, Provider
 from signalbox.resources.models.base import Model
 from signalbox.resources.models.key import Client, KeyLimit, KeyState, Lifetime
-from signalbox.resources.models.account import ModelRules
 from signalbox.resources.models.pool import Affinity, Failover, Queue, Strategy, Timeouts
 from signalbox.resources.rules import Rule
 from signalbox.resources.values import Time

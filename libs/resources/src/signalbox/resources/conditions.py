@@ -15,15 +15,15 @@ IN_FORCE: Final = "InForce"
 INVALID: Final = "Invalid"
 SERVES: Final = "Serves"
 NOT_IMPLEMENTED: Final = "NotImplemented"
-SECRET_NOT_FOUND: Final = "SecretNotFound"
-SECRET_INVALID: Final = "SecretInvalid"
+SECRET_NOT_FOUND: Final = "SecretNotFound"  # noqa: S105
+SECRET_INVALID: Final = "SecretInvalid"  # noqa: S105
 POOL_NOT_ALLOWED: Final = "PoolNotAllowed"
 POOL_NOT_FOUND: Final = "PoolNotFound"
 NO_MEMBERS: Final = "NoMembers"
 DUPLICATE_KEY: Final = "DuplicateKey"
 EXPIRED: Final = "Expired"
 UPSTREAM_NOT_ALLOWED: Final = "UpstreamNotAllowed"
-TOKEN_FILE_NOT_ALLOWED: Final = "TokenFileNotAllowed"
+TOKEN_FILE_NOT_ALLOWED: Final = "TokenFileNotAllowed"  # noqa: S105
 
 REASONS: Final = {
     SERVES: "Nothing in the documents keeps the object from serving.",

@@ -3,16 +3,18 @@
 Pure: the directory loader and, in a cluster, the operator both read through here. Files are loading.py's business.
 """
 
+import difflib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from signalbox.resources.models import DEFAULT_NAMESPACE, KINDS, Resource
+from signalbox.resources.models import DEFAULT_NAMESPACE, KINDS, SIGNALBOX_KINDS, Resource
+from signalbox.resources.schema import field_names
 from signalbox.resources.values import Name, NamespaceName
 
 Path = tuple[str | int, ...]
@@ -61,3 +63,146 @@ class Document:
     def source(self) -> str:
         """`file:line`, to be shown to people."""
         return f"{self.file}:{self.line}" if self.line else self.file
+
+
+@dataclass(frozen=True)
+class Text:
+    """Where a value came from: its file, its first line, the line of each path, flaws already found in the text."""
+
+    file: str = ""
+    line: int = 0
+    line_of: Callable[[Path], int] = lambda _: 0
+    flaws: Sequence[tuple[Path, int, str]] = ()
+    prefix: Path = ()
+
+    def problem(self, path: Path, reason: str) -> Problem:
+        """Return the problem at `path` of the value."""
+        full = (*self.prefix, *path)
+        return Problem(self.file, self.line_of(full), format_path(full), reason)
+
+
+def format_path(path: Path) -> str:
+    """Return a path as the API server prints it: `spec.limits[0].per`, `metadata.labels[a/b]`."""
+    out = ""
+    for part in path:
+        if isinstance(part, int) or not re.fullmatch(r"[A-Za-z][A-Za-z0-9]*", part):
+            out += f"[{part}]"
+        else:
+            out += f".{part}" if out else part
+    return out
+
+
+def read_document(raw: object, text: Text | None = None) -> Document | tuple[Problem, ...]:
+    """Judge one parsed document. Returns its problems alone where they leave open which document it is."""
+    text = text or Text()
+    if not isinstance(raw, dict):
+        return (text.problem((), "must be a document with apiVersion, kind and metadata"),)
+    identity = _identity(raw, text)
+    if not isinstance(identity, Identity):
+        return identity
+    api_version, model = KINDS[identity.kind]
+    problems = [Problem(text.file, line, format_path((*text.prefix, *p)), why) for p, line, why in text.flaws]
+    if raw.get("apiVersion") != api_version:
+        problems.append(text.problem(("apiVersion",), f"must be {api_version}"))
+    body = {k: v for k, v in raw.items() if k not in ("apiVersion", "kind", "status")}
+    problems += [text.problem(p, "is empty: write a value or leave the field out") for p in _nulls(raw, identity)]
+    known = {problem.path for problem in problems}
+    resource = None
+    try:
+        resource = model.model_validate_json(json.dumps(body, allow_nan=False))
+    except ValidationError as e:
+        found = [text.problem(path, why) for path, why in violations(e, identity.kind)]
+        problems += [problem for problem in found if problem.path not in known]
+    return Document(identity, raw, None if problems else resource, tuple(sorted(problems)), text.file, text.line)
+
+
+def _nulls(raw: dict[str, Any], identity: Identity) -> Iterator[Path]:
+    """Yield where a spec holds null, which the API server refuses too; models alone would read it as unset."""
+    if identity.kind in SIGNALBOX_KINDS and "spec" in raw:
+        yield from _nulls_in(raw.get("spec"), ("spec",))
+
+
+def _nulls_in(value: object, path: Path) -> Iterator[Path]:
+    if value is None:
+        yield path
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _nulls_in(inner, (*path, key))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _nulls_in(inner, (*path, index))
+
+
+def _identity(raw: dict[str, Any], text: Text) -> Identity | tuple[Problem, ...]:
+    """Tell which document this is, or why that cannot be told."""
+    naming = {("kind",), ("metadata",), ("metadata", "name"), ("metadata", "namespace")}
+    unclear = [text.problem(path, why) for path, _, why in text.flaws if path in naming]
+    kind, metadata = raw.get("kind"), raw.get("metadata")
+    if kind not in KINDS:
+        unclear.append(text.problem(("kind",), f"must be one of {', '.join(KINDS)}"))
+    if not isinstance(metadata, dict):
+        unclear.append(text.problem(("metadata",), "is required: name the document"))
+        return tuple(unclear)
+    names = {}
+    for key, check, default in (("namespace", _NAMESPACE, DEFAULT_NAMESPACE), ("name", _NAME, None)):
+        value = metadata.get(key, default)
+        try:
+            names[key] = check.validate_python(value)
+        except ValidationError as e:
+            reason = "is required" if value is None else _reason(e.errors(include_url=False)[0])
+            unclear.append(text.problem(("metadata", key), reason))
+    return tuple(unclear) if unclear else Identity(str(kind), names["namespace"], names["name"])
+
+
+_NAME: TypeAdapter[str] = TypeAdapter(Name)
+_NAMESPACE: TypeAdapter[str] = TypeAdapter(NamespaceName)
+
+# pydantic's error types in the words of someone who writes YAML.
+_REASONS = {
+    "missing": "is required",
+    "enum": "must be one of {expected}",
+    "int_type": "must be an integer",
+    "int_parsing": "must be an integer",
+    "int_from_float": "must be an integer",
+    "bool_type": "must be true or false",
+    "string_type": "must be a string; put it in quotes",
+    "tuple_type": "must be a list",
+    "list_type": "must be a list",
+    "dict_type": "must be a mapping",
+    "model_type": "must be a mapping",
+    "model_attributes_type": "must be a mapping",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than_equal": "must be at most {le}",
+    "too_long": "has {actual_length} entries; {max_length} are allowed",
+    "too_short": "needs at least {min_length} entry",
+}
+
+
+def violations(error: ValidationError, kind: str = "") -> list[tuple[Path, str]]:
+    """Return what a validation error says as (path, reason) pairs, in the order of the document's fields."""
+    out: list[tuple[Path, str]] = []
+    for found in error.errors(include_url=False, include_input=False):
+        path = tuple(part for part in found["loc"] if part != "[key]")
+        if found["type"] == "rules":
+            broken = found["ctx"]["violations"]
+            out += [((*path, *(f for f in field.split(".") if f)), reason) for field, reason in broken]
+        elif found["type"] == "extra_forbidden":
+            out.append((path, _unknown_field(kind, path)))
+        else:
+            out.append((path, _reason(found)))
+    return out
+
+
+def _unknown_field(kind: str, path: Path) -> str:
+    close = difflib.get_close_matches(str(path[-1]), field_names(kind, path[:-1]), n=1)
+    return "is not a known field" + (f": did you mean {close[0]}?" if close else "")
+
+
+def _reason(found: ErrorDetails) -> str:
+    template = _REASONS.get(found["type"])
+    if template is None:
+        return found["msg"]
+    context = dict(found.get("ctx", {}))
+    if "expected" in context:
+        context["expected"] = str(context["expected"]).replace("'", "").replace(" or ", ", ")
+    return template.format(**context)

@@ -4,32 +4,40 @@ The schema generator emits the CEL; the models' base class runs the predicates. 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
 @dataclass(frozen=True)
-class Rule:
-    """One cross-field rule of an object.
+class _Stated:
+    """What every rule has.
 
-    `cel` and `holds` say the same thing; `message` says what to do; `field` is the member that is blamed, relative
-    to the object ("" blames the object itself).
+    `cel` says to the API server what the predicate says here; `message` says what to do; `field` is the member that
+    is blamed, relative to the object ("" blames the object itself).
     """
 
     cel: str
     message: str
-    holds: Callable[[Any], bool]
-    field: str = ""
+    field: str = field(default="", kw_only=True)
+
+    def to_schema(self) -> dict[str, str]:
+        """Return the rule as an entry of `x-kubernetes-validations`."""
+        where = {"fieldPath": f".{self.field}"} if self.field else {}
+        return {"rule": self.cel, "message": self.message, **where}
 
 
 @dataclass(frozen=True)
-class Transition:
+class Rule(_Stated):
+    """A rule about one object: `holds(object)`."""
+
+    holds: Callable[[Any], bool]
+
+
+@dataclass(frozen=True)
+class Transition(_Stated):
     """A rule about a change: `holds(new, old)` over two versions of the same object."""
 
-    cel: str
-    message: str
     holds: Callable[[Any, Any], bool]
-    field: str = ""
 
 
 def exactly_one(*fields: str, attributes: tuple[str, ...], what: str) -> Rule:

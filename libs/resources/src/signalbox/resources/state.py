@@ -8,14 +8,7 @@ from signalbox.resources.conditions import READY, Condition
 from signalbox.resources.models import Resource
 from signalbox.resources.reading import Identity, Problem
 
-# What the providers themselves serve from; in a cluster credentials go nowhere else unless a setting says so.
-PROVIDER_HOSTS = (
-    "*.anthropic.com",
-    "*.amazonaws.com",
-    "*.api.aws",
-    "*.googleapis.com",
-    "*.services.ai.azure.com",
-)
+# Where projected identity tokens are mounted.
 TOKEN_FILE_ROOT = "/var/run/secrets/signalbox/tokens/"  # noqa: S105 - a directory, not a token
 
 
@@ -39,6 +32,11 @@ class Good:
     resource: Resource
     file: str
     line: int = 0
+
+    @property
+    def source(self) -> str:
+        """`file:line`, to be shown to people."""
+        return f"{self.file}:{self.line}" if self.line else self.file
 
 
 @dataclass(frozen=True)

@@ -69,9 +69,9 @@ class Text:
 
     def _check(self, value: str) -> str:
         if len(value) > self.max_length:
-            raise PydanticCustomError("too_long", "is longer than {most} characters", {"most": self.max_length})
+            raise PydanticCustomError("text_too_long", "is longer than {most} characters", {"most": self.max_length})
         if len(value) < self.min_length:
-            raise PydanticCustomError("too_short", "is empty: write a value or leave the field out")
+            raise PydanticCustomError("text_empty", "is empty: write a value or leave the field out")
         if self.pattern is not None and re.fullmatch(self.pattern, value) is None:
             raise PydanticCustomError("pattern", "{hint}", {"hint": f"must be {self.hint}"})
         return value
@@ -207,12 +207,8 @@ Network = Annotated[
 Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 Concurrency = Annotated[int, Field(ge=1, le=1_000_000)]
 ShortText = Annotated[str, Text("text")]
-Name = Annotated[
-    str, Text("a DNS name in lower case, such as team-a", pattern=f"^{_SUBDOMAIN}$", max_length=MAX_NAME)
-]
-NamespaceName = Annotated[
-    str, Text("a DNS label in lower case, such as team-a", pattern=f"^{_LABEL}$", max_length=63)
-]
+Name = Annotated[str, Text("a DNS name in lower case, such as team-a", pattern=f"^{_SUBDOMAIN}$", max_length=MAX_NAME)]
+NamespaceName = Annotated[str, Text("a DNS label in lower case, such as team-a", pattern=f"^{_LABEL}$", max_length=63)]
 PoolRef = Annotated[
     str,
     Text(
@@ -221,9 +217,7 @@ PoolRef = Annotated[
         max_length=MAX_NAME + 64,
     ),
 ]
-LimitName = Annotated[
-    str, Text("a DNS label in lower case, such as daily-opus", pattern=f"^{_LABEL}$", max_length=63)
-]
+LimitName = Annotated[str, Text("a DNS label in lower case, such as daily-opus", pattern=f"^{_LABEL}$", max_length=63)]
 SecretKey = Annotated[
     str, Text("a Secret's key: letters, digits, '-', '_', '.'", pattern=r"^[-._a-zA-Z0-9]+$", max_length=MAX_NAME)
 ]

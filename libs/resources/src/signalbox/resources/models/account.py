@@ -63,26 +63,28 @@ class OAuthCredential(Model):
 
     token_url: URL = Field(description="Token endpoint.")
     client_id: ShortText = Field(description="The operator's own OAuth client.")
-    client_secret_ref: SecretKeyRef | None = Field(None, description="The client's secret, for confidential clients.")
+    client_secret_ref: SecretKeyRef | None = Field(
+        default=None, description="The client's secret, for confidential clients."
+    )
     scopes: Annotated[tuple[ShortText, ...], Field(max_length=MAX_LIST)] = Field(
-        (), description="Scopes to ask for; none are sent when empty."
+        default=(), description="Scopes to ask for; none are sent when empty."
     )
     refresh_token_ref: SecretKeyRef = Field(
         description="Seeds the grant; the Secret is never written, and a changed seed replaces the grant."
     )
     headers: Annotated[dict[HeaderName, ShortText], Field(max_length=MAX_LIST)] = Field(
-        {}, description="Headers for the token endpoint; they reach nothing else."
+        default={}, description="Headers for the token endpoint; they reach nothing else."
     )
 
 
 class FederationCredential(Model):
     """Workload identity federation (RFC 7523) with a projected token."""
 
-    token_url: URL | None = Field(None, description="Token endpoint. Default: the provider's.")
+    token_url: URL | None = Field(default=None, description="Token endpoint. Default: the provider's.")
     organization_id: ShortText = Field(description="Organisation at the provider.")
     federation_rule_id: ShortText = Field(description="The provider's federation rule.")
-    service_account_id: ShortText | None = Field(None, description="Service account to act as.")
-    workspace_id: ShortText | None = Field(None, description="Workspace to act in.")
+    service_account_id: ShortText | None = Field(default=None, description="Service account to act as.")
+    workspace_id: ShortText | None = Field(default=None, description="Workspace to act in.")
     identity_token_file: FilePath = Field(
         description="Projected token, read anew each time. In a cluster under /var/run/secrets/signalbox/tokens/."
     )
@@ -112,11 +114,11 @@ class BedrockCredential(Model):
     )
 
     region: Region = Field(description="AWS region.")
-    bearer_token_ref: SecretKeyRef | None = Field(None, description="A Bedrock API key.")
-    access_key_ref: SecretKeyRef | None = Field(None, description="Access key ID; goes with secretKeyRef.")
-    secret_key_ref: SecretKeyRef | None = Field(None, description="Secret access key; goes with accessKeyRef.")
-    role_arn: ShortText | None = Field(None, description="Role to assume; goes with webIdentityTokenFile.")
-    web_identity_token_file: FilePath | None = Field(None, description="Projected token; goes with roleARN.")
+    bearer_token_ref: SecretKeyRef | None = Field(default=None, description="A Bedrock API key.")
+    access_key_ref: SecretKeyRef | None = Field(default=None, description="Access key ID; goes with secretKeyRef.")
+    secret_key_ref: SecretKeyRef | None = Field(default=None, description="Secret access key; goes with accessKeyRef.")
+    role_arn: ShortText | None = Field(default=None, description="Role to assume; goes with webIdentityTokenFile.")
+    web_identity_token_file: FilePath | None = Field(default=None, description="Projected token; goes with roleARN.")
 
 
 class VertexCredential(Model):
@@ -125,7 +127,7 @@ class VertexCredential(Model):
     project_id: ShortText = Field(description="Google Cloud project.")
     region: Region = Field(description="Region, or `global`.")
     service_account_ref: SecretKeyRef | None = Field(
-        None, description="A service account's JSON key. Default: the environment's own identity."
+        default=None, description="A service account's JSON key. Default: the environment's own identity."
     )
 
 
@@ -147,12 +149,14 @@ class Credential(Model):
         ),
     )
 
-    api_key: ApiKeyCredential | None = Field(None, description="A provider's API key.")
-    oauth: OAuthCredential | None = Field(None, description="OAuth 2.0 refresh with the operator's own client.")
-    federation: FederationCredential | None = Field(None, description="Workload identity federation (RFC 7523).")
-    bedrock: BedrockCredential | None = Field(None, description="Amazon Bedrock.")
-    vertex: VertexCredential | None = Field(None, description="Google Vertex AI.")
-    foundry: FoundryCredential | None = Field(None, description="Microsoft Foundry.")
+    api_key: ApiKeyCredential | None = Field(default=None, description="A provider's API key.")
+    oauth: OAuthCredential | None = Field(default=None, description="OAuth 2.0 refresh with the operator's own client.")
+    federation: FederationCredential | None = Field(
+        default=None, description="Workload identity federation (RFC 7523)."
+    )
+    bedrock: BedrockCredential | None = Field(default=None, description="Amazon Bedrock.")
+    vertex: VertexCredential | None = Field(default=None, description="Google Vertex AI.")
+    foundry: FoundryCredential | None = Field(default=None, description="Microsoft Foundry.")
 
     @property
     def kind(self) -> str:
@@ -180,19 +184,19 @@ class AccountLimit(Model):
     )
 
     per: AccountPeriod = Field(description="Period that the numbers count in.")
-    requests: Count | None = Field(None, description="Requests.")
-    input_tokens: Count | None = Field(None, description="Input tokens, cache writes included.")
-    output_tokens: Count | None = Field(None, description="Output tokens.")
+    requests: Count | None = Field(default=None, description="Requests.")
+    input_tokens: Count | None = Field(default=None, description="Input tokens, cache writes included.")
+    output_tokens: Count | None = Field(default=None, description="Output tokens.")
 
 
 class ModelRules(Model):
     """Which models may be used. `deny` wins; an empty `allow` allows all."""
 
     allow: Annotated[tuple[Glob, ...], Field(max_length=MAX_LIST)] = Field(
-        (), description="Globs of allowed models; all when empty."
+        default=(), description="Globs of allowed models; all when empty."
     )
     deny: Annotated[tuple[Glob, ...], Field(max_length=MAX_LIST)] = Field(
-        (), description="Globs of denied models; deny wins."
+        default=(), description="Globs of denied models; deny wins."
     )
 
     def permits(self, model: str) -> bool:
@@ -204,7 +208,7 @@ class AccountModels(ModelRules):
     """Model rules of an account, matched against the name that is sent, and renames on the way out."""
 
     map: Annotated[dict[Glob, Glob], Field(max_length=MAX_LIST)] = Field(
-        {}, description="Renames on the way out: name asked for to name sent. Names, not globs."
+        default={}, description="Renames on the way out: name asked for to name sent. Names, not globs."
     )
 
 
@@ -280,32 +284,32 @@ class ClaudeAccountSpec(Model):
 
     provider: Provider = Field(description="Where the account lives. Immutable; must match the credential.")
     base_url: URL | None = Field(
-        None,
+        default=None,
         description="Where requests go. Default: the provider's own. Plain http only for loopback and Services of the"
         " same cluster, unless allowInsecure.",
     )
-    allow_insecure: bool = Field(False, description="Allow plain http anywhere. Default: false.")
+    allow_insecure: bool = Field(default=False, description="Allow plain http anywhere. Default: false.")
     state: AccountState = Field(
-        AccountState.ACTIVE,
+        default=AccountState.ACTIVE,
         description="Active (default), Paused, or Draining: finishes what it has, serves its pins, takes no new"
         " conversation.",
     )
-    state_reason: ShortText | None = Field(None, description="Why; shown wherever the state is shown.")
+    state_reason: ShortText | None = Field(default=None, description="Why; shown wherever the state is shown.")
     credential: Credential = Field(description="How the account proves itself: exactly one kind.")
-    priority: Annotated[int, Field(ge=0, le=1000)] = Field(0, description="Lower is tried first. Default: 0.")
+    priority: Annotated[int, Field(ge=0, le=1000)] = Field(default=0, description="Lower is tried first. Default: 0.")
     weight: Annotated[int, Field(ge=1, le=1000)] = Field(
-        100, description="Share among accounts of one priority. Default: 100."
+        default=100, description="Share among accounts of one priority. Default: 100."
     )
-    max_concurrency: Concurrency | None = Field(None, description="Requests at once. Default: not limited.")
+    max_concurrency: Concurrency | None = Field(default=None, description="Requests at once. Default: not limited.")
     limits: Annotated[tuple[AccountLimit, ...], Field(max_length=MAX_LIMITS)] = Field(
-        (), description="Known caps, beside what the provider's headers teach; one per period."
+        default=(), description="Known caps, beside what the provider's headers teach; one per period."
     )
     limit_group: ShortText | None = Field(
-        None, description="Accounts of a namespace with one limitGroup share one bucket at the provider."
+        default=None, description="Accounts of a namespace with one limitGroup share one bucket at the provider."
     )
-    models: AccountModels = Field(AccountModels(), description="Models that the account serves, and renames.")
-    proxy: Proxy | None = Field(None, description="Proxy for the account's requests.")
-    expires_at: Time | None = Field(None, description="When the account stops serving.")
+    models: AccountModels = Field(default=AccountModels(), description="Models that the account serves, and renames.")
+    proxy: Proxy | None = Field(default=None, description="Proxy for the account's requests.")
+    expires_at: Time | None = Field(default=None, description="When the account stops serving.")
 
     @property
     def oauth_token_url(self) -> str | None:

@@ -2,8 +2,9 @@
 
 from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from signalbox.resources.rules import Rule, Transition
 from signalbox.resources.values import LabelKey, LabelValue, Name, NamespaceName, SecretKey, Time
@@ -28,31 +29,25 @@ class Model(BaseModel):
     )
     rules: ClassVar[tuple[Rule, ...]] = ()
     transitions: ClassVar[tuple[Transition, ...]] = ()
-    nullable: ClassVar[frozenset[str]] = frozenset()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_nulls(cls, data: Any) -> Any:
-        empty = [k for k, v in data.items() if v is None and k not in cls.nullable] if isinstance(data, dict) else []
-        if empty:
-            raise broken([(k, "is empty: write a value or leave the field out") for k in empty])
-        return data
 
     @model_validator(mode="after")
     def _run_rules(self) -> Self:
         failed = [(rule.field, rule.message) for rule in self.rules if not rule.holds(self)]
         if failed:
-            raise broken(failed)
+            raise PydanticCustomError("rules", "breaks its rules", {"violations": failed})
         return self
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        out = handler(schema)
+        resolved = handler.resolve_ref_schema(out)
+        if rules := [*cls.rules, *cls.transitions]:
+            resolved["x-kubernetes-validations"] = [rule.to_schema() for rule in rules]
+        return out
 
     def to_document(self) -> dict[str, Any]:
         """Return the object in the document's notation, as plain JSON values; what is unset is left out."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
-
-
-def broken(violations: list[tuple[str, str]]) -> PydanticCustomError:
-    """Return the error that carries several (field, message) violations of one object."""
-    return PydanticCustomError("rules", "breaks its rules", {"violations": violations})
 
 
 class SecretKeyRef(Model):
@@ -65,23 +60,23 @@ class SecretKeyRef(Model):
 class Metadata(Model):
     """The object's metadata. What the API server adds is accepted and, but for the fields named here, ignored."""
 
-    nullable = frozenset({"creationTimestamp", "labels", "annotations"})
-
     name: Name = Field(description="Name, unique per kind and namespace.")
-    namespace: NamespaceName = Field(DEFAULT_NAMESPACE, description="Namespace; `default` where none is written.")
-    labels: dict[LabelKey, LabelValue] | None = Field(None, description="Labels, which pools select by.")
-    annotations: dict[str, str] | None = Field(None, description="Annotations; not interpreted.")
-    uid: str = Field("", description="Set by the API server.")
-    creation_timestamp: Time | None = Field(None, description="Set by the API server.")
-    generation: int = Field(0, description="Set by the API server.")
-    resource_version: str | None = Field(None, description="Set by the API server; ignored.")
-    deletion_timestamp: Time | None = Field(None, description="Set by the API server.")
-    deletion_grace_period_seconds: int | None = Field(None, description="Set by the API server; ignored.")
-    finalizers: list[str] | None = Field(None, description="Ignored.")
-    owner_references: list[Any] | None = Field(None, description="Ignored.")
-    managed_fields: list[Any] | None = Field(None, description="Ignored.")
-    generate_name: str | None = Field(None, description="Ignored.")
-    self_link: str | None = Field(None, description="Ignored.")
+    namespace: NamespaceName = Field(
+        default=DEFAULT_NAMESPACE, description="Namespace; `default` where none is written."
+    )
+    labels: dict[LabelKey, LabelValue] | None = Field(default=None, description="Labels, which pools select by.")
+    annotations: dict[str, str] | None = Field(default=None, description="Annotations; not interpreted.")
+    uid: str = Field(default="", description="Set by the API server.")
+    creation_timestamp: Time | None = Field(default=None, description="Set by the API server.")
+    generation: int = Field(default=0, description="Set by the API server.")
+    resource_version: str | None = Field(default=None, description="Set by the API server; ignored.")
+    deletion_timestamp: Time | None = Field(default=None, description="Set by the API server.")
+    deletion_grace_period_seconds: int | None = Field(default=None, description="Set by the API server; ignored.")
+    finalizers: list[str] | None = Field(default=None, description="Ignored.")
+    owner_references: list[Any] | None = Field(default=None, description="Ignored.")
+    managed_fields: list[Any] | None = Field(default=None, description="Ignored.")
+    generate_name: str | None = Field(default=None, description="Ignored.")
+    self_link: str | None = Field(default=None, description="Ignored.")
 
 
 class Resource(Model):

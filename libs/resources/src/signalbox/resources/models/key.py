@@ -75,7 +75,7 @@ class Clients(Model):
     """Which programs may use the key."""
 
     allow: Annotated[tuple[Client, ...], Field(max_length=MAX_LIST)] = Field(
-        (), description="Programs, told apart by what they send; all when empty."
+        default=(), description="Programs, told apart by what they send; all when empty."
     )
 
 
@@ -105,22 +105,24 @@ class KeyLimit(Model):
     )
 
     name: LimitName | None = Field(
-        None, description="Keys the limit's counters and names it to callers. Default: from per and models."
+        default=None, description="Keys the limit's counters and names it to callers. Default: from per and models."
     )
     per: Period = Field(description="Period that the numbers count in.")
     models: Annotated[tuple[Glob, ...], Field(max_length=MAX_LIST)] = Field(
-        (), description="Globs of the models that count; matched by the name asked for or sent. Default: all."
+        default=(), description="Globs of the models that count; matched by the name asked for or sent. Default: all."
     )
-    requests: Count | None = Field(None, description="Requests, each counted once however often it is retried.")
-    tokens: Count | None = Field(None, description="Input + cache writes + output; cache reads are not counted.")
+    requests: Count | None = Field(default=None, description="Requests, each counted once however often it is retried.")
+    tokens: Count | None = Field(
+        default=None, description="Input + cache writes + output; cache reads are not counted."
+    )
     cost_usd: NanoUSD | None = Field(
-        None, description="USD as an integer or a decimal string with at most 9 places, at most 9000000."
+        default=None, description="USD as an integer or a decimal string with at most 9 places, at most 9000000."
     )
     admission: Admission = Field(
-        Admission.ESTIMATED, description="Estimated (default), or Strict: reserves the worst case beforehand."
+        default=Admission.ESTIMATED, description="Estimated (default), or Strict: reserves the worst case beforehand."
     )
     since: Time | None = Field(
-        None, description="Where Total begins to count. Default: when the limit was first seen."
+        default=None, description="Where Total begins to count. Default: when the limit was first seen."
     )
 
     @property
@@ -170,32 +172,35 @@ class RelayKeySpec(Model):
         ),
     )
 
-    owner: ShortText | None = Field(None, description="Who uses the key; spend is reported by it.")
+    owner: ShortText | None = Field(default=None, description="Who uses the key; spend is reported by it.")
     secret_ref: SecretKeyRef | None = Field(
-        None, description="The Secret that holds the key's text (16 or more printable characters)."
+        default=None, description="The Secret that holds the key's text (16 or more printable characters)."
     )
     key_hash: KeyHash | None = Field(
-        None, description="In place of secretRef, for generated keys only: `sha256:` and the SHA-256 of the key's text."
+        default=None,
+        description="In place of secretRef, for generated keys only: `sha256:` and the SHA-256 of the key's text.",
     )
     also_accept: Annotated[tuple[AcceptedHash, ...], Field(max_length=MAX_LIST)] = Field(
-        (), description="Former keys that still work for a while, during a rotation."
+        default=(), description="Former keys that still work for a while, during a rotation."
     )
     pools: Annotated[tuple[PoolRef, ...], Field(min_length=1, max_length=MAX_LIST)] = Field(
-        (DEFAULT_POOL,),
+        default=(DEFAULT_POOL,),
         description="Pools, as name or namespace/name, tried in this order, then each one's fallback pools."
         " Default: [default].",
     )
-    state: KeyState = Field(KeyState.ACTIVE, description="Active (default) or Paused.")
-    expires_at: Time | None = Field(None, description="When the key stops working. Excludes lifetime.")
-    lifetime: Lifetime | None = Field(None, description="Expiry counted from first use. Excludes expiresAt.")
-    models: ModelRules = Field(ModelRules(), description="Models that may be asked for; every model in a request counts.")
-    clients: Clients = Field(Clients(), description="Programs that may use the key.")
-    source_cidrs: Annotated[tuple[Network, ...], Field(max_length=MAX_LIST)] = Field(
-        (), description="Networks that callers may come from; all when empty."
+    state: KeyState = Field(default=KeyState.ACTIVE, description="Active (default) or Paused.")
+    expires_at: Time | None = Field(default=None, description="When the key stops working. Excludes lifetime.")
+    lifetime: Lifetime | None = Field(default=None, description="Expiry counted from first use. Excludes expiresAt.")
+    models: ModelRules = Field(
+        default=ModelRules(), description="Models that may be asked for; every model in a request counts."
     )
-    concurrency: Concurrency | None = Field(None, description="Requests at once. Default: not limited.")
+    clients: Clients = Field(default=Clients(), description="Programs that may use the key.")
+    source_cidrs: Annotated[tuple[Network, ...], Field(max_length=MAX_LIST)] = Field(
+        default=(), description="Networks that callers may come from; all when empty."
+    )
+    concurrency: Concurrency | None = Field(default=None, description="Requests at once. Default: not limited.")
     limits: Annotated[tuple[KeyLimit, ...], Field(max_length=MAX_LIMITS)] = Field(
-        (), description="Limits, unique in (per, models). All of them hold at once."
+        default=(), description="Limits, unique in (per, models). All of them hold at once."
     )
 
 

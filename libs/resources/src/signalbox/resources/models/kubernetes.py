@@ -2,7 +2,7 @@
 
 import base64
 import binascii
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
@@ -26,13 +26,11 @@ Base64 = Annotated[bytes, BeforeValidator(_decode)]
 class Secret(Resource):
     """A Kubernetes Secret; `stringData` wins over `data`, as at the API server. Its values are never printed."""
 
-    nullable: ClassVar[frozenset[str]] = frozenset({"data", "stringData"})
-
-    type: str = Field("Opaque", description="Not interpreted.")
-    immutable: bool = Field(False, description="Not interpreted.")
-    data: dict[SecretKey, Base64] | None = Field(None, repr=False, description="Values in base64.")
+    type: str = Field(default="Opaque", description="Not interpreted.")
+    immutable: bool = Field(default=False, description="Not interpreted.")
+    data: dict[SecretKey, Base64] | None = Field(default=None, repr=False, description="Values in base64.")
     string_data: dict[SecretKey, str] | None = Field(
-        None, repr=False, description="Values as text; locally, ${NAME} is taken from the environment."
+        default=None, repr=False, description="Values as text; locally, ${NAME} is taken from the environment."
     )
 
     def values(self) -> dict[str, bytes]:
@@ -43,4 +41,4 @@ class Secret(Resource):
 class Namespace(Resource):
     """A Kubernetes Namespace; only its labels matter here. Locally it is optional."""
 
-    spec: Any = Field(None, description="Ignored.")
+    spec: Any = Field(default=None, description="Ignored.")

@@ -56,9 +56,11 @@ class Members(Model):
         exactly_one("matchLabels", "accounts", attributes=("match_labels", "accounts"), what="way to choose members"),
     )
 
-    match_labels: Labels | None = Field(None, description="Accounts with all of these labels; {} means every account.")
+    match_labels: Labels | None = Field(
+        default=None, description="Accounts with all of these labels; {} means every account."
+    )
     accounts: Annotated[tuple[Name, ...], Field(max_length=MAX_MEMBERS)] | None = Field(
-        None, description="Accounts by name."
+        default=None, description="Accounts by name."
     )
 
 
@@ -72,19 +74,19 @@ class AllowedNamespaces(Model):
                 " (has(self.matchLabels) && size(self.matchLabels) > 0) : !has(self.matchLabels)"
             ),
             message="matchLabels is needed with from: Selector (at least one label), and only with it",
-            holds=lambda m: bool(m.match_labels)
-            if m.from_ is NamespacesFrom.SELECTOR
-            else m.match_labels is None,
+            holds=lambda m: bool(m.match_labels) if m.from_ is NamespacesFrom.SELECTOR else m.match_labels is None,
             field="matchLabels",
         ),
     )
 
     from_: NamespacesFrom = Field(
-        NamespacesFrom.SAME,
+        default=NamespacesFrom.SAME,
         alias="from",
         description="Same (default): keys of the pool's namespace; All; Selector: namespaces with matchLabels.",
     )
-    match_labels: Labels | None = Field(None, description="Labels of the allowed namespaces, with from: Selector.")
+    match_labels: Labels | None = Field(
+        default=None, description="Labels of the allowed namespaces, with from: Selector."
+    )
 
     def permit(self, *, own: str, other: str, labels: dict[str, str]) -> bool:
         """Whether keys of namespace `other` (with `labels`) may name a pool of namespace `own`."""
@@ -96,38 +98,40 @@ class AllowedNamespaces(Model):
 class Affinity(Model):
     """How conversations stay with the account that began them."""
 
-    mode: AffinityMode = Field(AffinityMode.SESSION, description="Session (default) or None.")
-    ttl: Duration = Field(3600.0, description="How long an idle pin is kept. Default: 1h.")
+    mode: AffinityMode = Field(default=AffinityMode.SESSION, description="Session (default) or None.")
+    ttl: Duration = Field(default=3600.0, description="How long an idle pin is kept. Default: 1h.")
     on_unavailable: OnUnavailable = Field(
-        OnUnavailable.REPIN, description="Repin (default): move to another account; Refuse: refuse the request."
+        default=OnUnavailable.REPIN, description="Repin (default): move to another account; Refuse: refuse the request."
     )
 
 
 class Failover(Model):
     """What happens when an attempt fails before anything reached the caller."""
 
-    max_attempts: Annotated[int, Field(ge=1, le=10)] = Field(3, description="All sends counted. Default: 3.")
+    max_attempts: Annotated[int, Field(ge=1, le=10)] = Field(default=3, description="All sends counted. Default: 3.")
     fallback_pools: Annotated[tuple[PoolRef, ...], Field(max_length=MAX_LIST)] = Field(
-        (), description="Pools to try when this one cannot serve; their own fallbacks are not followed."
+        default=(), description="Pools to try when this one cannot serve; their own fallbacks are not followed."
     )
 
 
 class Queue(Model):
     """Waiting for an account that frees up soon, rather than refusing."""
 
-    max_wait: Duration = Field(10.0, description="Longest wait. Default: 10s.")
-    max_depth: Annotated[int, Field(ge=0, le=100_000)] = Field(100, description="Most requests waiting. Default: 100.")
+    max_wait: Duration = Field(default=10.0, description="Longest wait. Default: 10s.")
+    max_depth: Annotated[int, Field(ge=0, le=100_000)] = Field(
+        default=100, description="Most requests waiting. Default: 100."
+    )
 
 
 class Timeouts(Model):
     """Time limits of one attempt."""
 
-    connect: Duration = Field(5.0, description="To connect, TLS and proxy included. Default: 5s.")
-    headers: Duration = Field(120.0, description="To the reply's headers, streamed requests. Default: 120s.")
-    headers_unstreamed: Duration = Field(600.0, description="The same, other requests. Default: 600s.")
-    first_content: Duration = Field(30.0, description="From the headers to the first content. Default: 30s.")
-    idle: Duration = Field(60.0, description="Between two reads of the reply. Default: 60s.")
-    total: Duration = Field(3600.0, description="The whole attempt. Default: 1h.")
+    connect: Duration = Field(default=5.0, description="To connect, TLS and proxy included. Default: 5s.")
+    headers: Duration = Field(default=120.0, description="To the reply's headers, streamed requests. Default: 120s.")
+    headers_unstreamed: Duration = Field(default=600.0, description="The same, other requests. Default: 600s.")
+    first_content: Duration = Field(default=30.0, description="From the headers to the first content. Default: 30s.")
+    idle: Duration = Field(default=60.0, description="Between two reads of the reply. Default: 60s.")
+    total: Duration = Field(default=3600.0, description="The whole attempt. Default: 1h.")
 
 
 class AccountPoolSpec(Model):
@@ -135,15 +139,16 @@ class AccountPoolSpec(Model):
 
     members: Members = Field(description="The pool's accounts; never across namespaces.")
     allowed_namespaces: AllowedNamespaces = Field(
-        AllowedNamespaces(), description="Whose relay keys may name the pool. Default: those of its own namespace."
+        default=AllowedNamespaces(),
+        description="Whose relay keys may name the pool. Default: those of its own namespace.",
     )
     strategy: Strategy = Field(
-        Strategy.HEADROOM, description="Headroom (default), Priority, RoundRobin or LeastConnections."
+        default=Strategy.HEADROOM, description="Headroom (default), Priority, RoundRobin or LeastConnections."
     )
-    affinity: Affinity = Field(Affinity(), description="How conversations stay with their account.")
-    failover: Failover = Field(Failover(), description="What happens when an attempt fails.")
-    queue: Queue = Field(Queue(), description="Waiting for an account that frees up soon.")
-    timeouts: Timeouts = Field(Timeouts(), description="Time limits of one attempt.")
+    affinity: Affinity = Field(default=Affinity(), description="How conversations stay with their account.")
+    failover: Failover = Field(default=Failover(), description="What happens when an attempt fails.")
+    queue: Queue = Field(default=Queue(), description="Waiting for an account that frees up soon.")
+    timeouts: Timeouts = Field(default=Timeouts(), description="Time limits of one attempt.")
 
 
 class AccountPool(Resource):

@@ -1,0 +1,81 @@
+"""The documents' structural OpenAPI schema, generated from the models: types, bounds, and rules as CEL.
+
+One source of truth: what `signalbox check` refuses through the models, the API server refuses through this, at the
+same paths. Whole CRD manifests (names, printer columns, status) are the chart generator's business.
+"""
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from signalbox.resources.models import KINDS, SIGNALBOX_KINDS
+
+_DROPPED = ("title", "default", "propertyNames", "$defs")
+
+
+@cache
+def crd_schema(kind: str) -> dict[str, Any]:
+    """Return the `openAPIV3Schema` of one of Signalbox's kinds, without status. No defaults are in it.
+
+    Treat the result as read-only: it is shared. Raises KeyError for other kinds.
+    """
+    if kind not in SIGNALBOX_KINDS:
+        raise KeyError(kind)
+    model = KINDS[kind][1]
+    generated = model.model_json_schema(by_alias=True, mode="validation")
+    spec = _structural(generated["properties"]["spec"], generated["$defs"])
+    return {
+        "type": "object",
+        "description": (model.__doc__ or "").strip(),
+        "required": ["spec"],
+        "properties": {
+            "apiVersion": {"type": "string"},
+            "kind": {"type": "string"},
+            "metadata": {"type": "object"},
+            "spec": spec,
+        },
+    }
+
+
+def field_names(kind: str, path: tuple[str | int, ...]) -> tuple[str, ...]:
+    """Return the names of the fields that may stand in the object at `path`; none where names are free."""
+    if kind not in SIGNALBOX_KINDS:
+        return ()
+    node: Mapping[str, Any] = crd_schema(kind)
+    for part in path:
+        node = node.get("items", {}) if isinstance(part, int) else node.get("properties", {}).get(part, {})
+    return tuple(node.get("properties", {}))
+
+
+def _structural(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn what pydantic generates into what a CRD accepts: no references, no unions with null, no defaults."""
+    if "$ref" in node:
+        target = definitions[str(node["$ref"]).rsplit("/", 1)[1]]
+        return _structural({**target, **{k: v for k, v in node.items() if k != "$ref"}}, definitions)
+    if "anyOf" in node:
+        (only,) = (choice for choice in node["anyOf"] if choice.get("type") != "null")
+        return _structural({**only, **{k: v for k, v in node.items() if k != "anyOf"}}, definitions)
+    out = {k: v for k, v in node.items() if k not in _DROPPED}
+    if "properties" in node:
+        out["properties"] = {k: _structural(v, definitions) for k, v in node["properties"].items()}
+        out.pop("additionalProperties", None)  # unknown fields are the API server's strict validation
+    elif isinstance(node.get("additionalProperties"), Mapping):
+        out["additionalProperties"] = _structural(node["additionalProperties"], definitions)
+        out["x-kubernetes-validations"] = _key_rules(_structural(node.get("propertyNames", {}), definitions))
+    if "items" in node:
+        out["items"] = _structural(node["items"], definitions)
+        out["x-kubernetes-list-type"] = "atomic"
+    if out.get("type") == "integer":
+        out["format"] = "int64"
+    return out
+
+
+def _key_rules(names: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Say in CEL what the schema language cannot: how the keys of a map look."""
+    pattern = str(names["pattern"]).replace("\\", "\\\\").replace("'", "\\'")
+    return [
+        {
+            "rule": f"self.all(key, size(key) <= {names['maxLength']} && key.matches('{pattern}'))",
+            "message": f"has a key that is longer than {names['maxLength']} characters or does not match its pattern",
+        }
+    ]
