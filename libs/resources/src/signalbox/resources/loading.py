@@ -10,7 +10,7 @@ from typing import Any
 from signalbox.resources import yamltext
 from signalbox.resources.errors import UnreadableDirectory
 from signalbox.resources.models import KINDS
-from signalbox.resources.reading import Document, Identity, Problem, Text, read_document
+from signalbox.resources.reading import Document, Identity, Problem, Text, documents_in, read_document
 
 SUFFIXES = (".yaml", ".yml", ".json")
 
@@ -115,15 +115,11 @@ def _read_text(text: str, file: str, env: Mapping[str, str]) -> _FileContent:
 
 
 def _items(parsed: yamltext.Parsed, file: str) -> Iterator[tuple[Any, Text]]:
-    """Yield each document of a parsed one: itself, or what a `List` holds."""
-    raw = parsed.value
-    if isinstance(raw, dict) and raw.get("kind") == "List" and isinstance(raw.get("items"), list):
-        for index, item in enumerate(raw["items"]):
-            prefix = ("items", index)
-            flaws = [(p[2:], line, why) for p, line, why in parsed.flaws if p[:2] == prefix]
-            yield item, Text(file, parsed.line_of(prefix), parsed.line_of, flaws, prefix)
-        return
-    yield raw, Text(file, parsed.line, parsed.line_of, parsed.flaws)
+    """Yield each document of a parsed one with where it stands and the flaws of its own text."""
+    for prefix, raw in documents_in(parsed.value):
+        depth = len(prefix)
+        flaws = [(p[depth:], line, why) for p, line, why in parsed.flaws if p[:depth] == prefix]
+        yield raw, Text(file, parsed.line_of(prefix), parsed.line_of, flaws, prefix)
 
 
 def _foreign(raw: Any) -> str:

@@ -92,6 +92,13 @@ def format_path(path: Path) -> str:
     return out
 
 
+def documents_in(value: object) -> list[tuple[Path, Any]]:
+    """Return the documents of one parsed YAML document with their paths: itself, or what a `List` holds."""
+    if isinstance(value, dict) and value.get("kind") == "List" and isinstance(value.get("items"), list):
+        return [(("items", index), item) for index, item in enumerate(value["items"])]
+    return [((), value)]
+
+
 def read_document(raw: object, text: Text | None = None) -> Document | tuple[Problem, ...]:
     """Judge one parsed document. Returns its problems alone where they leave open which document it is."""
     text = text or Text()

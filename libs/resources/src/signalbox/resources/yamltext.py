@@ -89,7 +89,8 @@ def _refuse_depth(text: str) -> None:
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > MAX_DEPTH:
-                raise YamlError(event.start_mark.line + 1, f"nests deeper than {MAX_DEPTH} levels")
+                line = event.start_mark.line + 1 if event.start_mark else 0
+                raise YamlError(line, f"nests deeper than {MAX_DEPTH} levels")
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
 
@@ -117,6 +118,7 @@ def _value(node: yaml.Node, path: Path, parsed: Parsed, budget: Iterator[int]) -
             parsed.lines.setdefault((*path, index), item.start_mark.line + 1)
             items.append(_value(item, (*path, index), parsed, budget))
         return items
+    assert isinstance(node, yaml.ScalarNode), "YAML has three kinds of nodes"
     try:
         return scalar(node)
     except ValueError as e:
