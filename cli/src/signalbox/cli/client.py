@@ -1,0 +1,145 @@
+"""Calls from the command line and the file watcher to the rooms of one instance, by gRPC.
+
+Any scheduler will do: one that is away is passed over. What an answer means is the callers' business.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self, TypeVar
+
+import grpc
+import grpc.aio
+
+from signalbox.core import rpc
+from signalbox.core.errors import Refused, Unavailable
+from signalbox.core.settings import RoomSettings
+from signalbox.v1 import scheduler_pb2, token_refresher_pb2, usage_pb2
+from signalbox.v1.scheduler_pb2_grpc import SchedulerStub
+from signalbox.v1.token_refresher_pb2_grpc import TokenRefresherStub
+from signalbox.v1.usage_pb2_grpc import UsageStub
+
+WRITER = "files"
+_PATIENCE_S = 8.0
+_CALL_LIMIT_S = 30.0
+_PAUSE_S = 0.1
+_AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where the rooms are: `unix:/path` or `host:port`."""
+
+    scheduler: tuple[str, ...]
+    token_refresher: str
+    usage: str
+
+
+class Rooms:
+    """Channels to the rooms of one instance, open within `async with`.
+
+    Every call raises Unavailable when the room stays away for several seconds, Refused when it says no.
+    """
+
+    def __init__(self, addresses: Addresses, settings: RoomSettings) -> None:
+        self._channels = [
+            rpc.connect(settings, address)
+            for address in (*addresses.scheduler, addresses.token_refresher, addresses.usage)
+        ]
+        *schedulers, refresher, usage = self._channels
+        self._schedulers = [SchedulerStub(channel) for channel in schedulers]
+        self._refresher = TokenRefresherStub(refresher)
+        self._usage = UsageStub(usage)
+
+    async def __aenter__(self) -> Self:
+        """Return the rooms; channels connect at the first call."""
+        return self
+
+    async def __aexit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None,
+    ) -> None:
+        """Close the channels."""
+        await asyncio.gather(*(channel.close() for channel in self._channels))
+
+    # ------------------------------------------------------------------ registry
+
+    async def list_objects(
+        self, kind: str = "", ids: Sequence[str] = (), *, with_status: bool = True,
+    ) -> list[scheduler_pb2.ObjectWithStatus]:
+        """Return registry objects, all kinds where none is named, all ids where none are."""
+        request = scheduler_pb2.ListObjectsRequest(kinds=[kind] if kind else [], ids=ids, with_status=with_status)
+        methods = [stub.ListObjects for stub in self._schedulers]
+        return list((await _call("scheduler", methods, request)).objects)
+
+    async def put_objects(self, objects: Sequence[scheduler_pb2.Object], fence: int) -> None:
+        """Create or replace registry objects."""
+        request = scheduler_pb2.PutObjectsRequest(writer=WRITER, fence=fence, objects=objects)
+        await _call("scheduler", [stub.PutObjects for stub in self._schedulers], request)
+
+    async def delete_objects(self, refs: Sequence[scheduler_pb2.ObjectRef], fence: int) -> None:
+        """Remove registry objects; those that are gone already are no error."""
+        request = scheduler_pb2.DeleteObjectsRequest(writer=WRITER, fence=fence, objects=refs)
+        await _call("scheduler", [stub.DeleteObjects for stub in self._schedulers], request)
+
+    async def watch_objects(self) -> AsyncIterator[scheduler_pb2.ObjectEvent]:
+        """Yield the registry's events from the first scheduler that answers, until it goes away."""
+        for stub in self._schedulers:
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                async for event in stub.WatchObjects(scheduler_pb2.WatchObjectsRequest()):
+                    yield event
+                return
+
+    # ------------------------------------------------------------------ credentials
+
+    async def grants(self, account_ids: Sequence[str] = ()) -> dict[str, token_refresher_pb2.GrantStatus]:
+        """Return the state of the grants by account id, all where none are named."""
+        request = token_refresher_pb2.GrantStatusRequest(account_ids=account_ids)
+        answer = await _call("token-refresher", [self._refresher.Status], request)
+        return {grant.account_id: grant for grant in answer.grants}
+
+    async def put_grant(self, request: token_refresher_pb2.PutGrantRequest) -> None:
+        """Create or replace a grant."""
+        await _call("token-refresher", [self._refresher.PutGrant], request)
+
+    async def delete_grant(self, account_id: str) -> None:
+        """Remove a grant."""
+        request = token_refresher_pb2.DeleteGrantRequest(account_id=account_id)
+        await _call("token-refresher", [self._refresher.DeleteGrant], request)
+
+    async def probe(self, request: token_refresher_pb2.ProbeRequest) -> token_refresher_pb2.ProbeResponse:
+        """Make one count_tokens call with an account's credential."""
+        return await _call("token-refresher", [self._refresher.Probe], request)
+
+    # ------------------------------------------------------------------ ledger
+
+    async def query(self, request: usage_pb2.QueryRequest) -> usage_pb2.QueryResponse:
+        """Ask the ledger."""
+        return await _call("usage", [self._usage.Query], request)
+
+
+async def _call(room: str, methods: Sequence[Callable[..., Awaitable[Answer]]], request: object) -> Answer:
+    """Try each replica in turn until one answers or patience ends. A replica that is away refuses at once."""
+    patient_until_s = time.monotonic() + _PATIENCE_S
+    while True:
+        for method in methods:
+            try:
+                return await method(request, timeout=_CALL_LIMIT_S)
+            except grpc.aio.AioRpcError as e:
+                if e.code() not in _AWAY:
+                    raise _as_ours(room, e) from e
+                error = e
+        if time.monotonic() > patient_until_s:
+            raise _as_ours(room, error) from error
+        await asyncio.sleep(_PAUSE_S)
+
+
+def _as_ours(room: str, error: grpc.aio.AioRpcError) -> Unavailable | Refused:
+    details = error.details() or error.code().name
+    if error.code() in (*_AWAY, grpc.StatusCode.DEADLINE_EXCEEDED):
+        return Unavailable(room, details)
+    return Refused(error.code().name.lower(), f"{room}: {details}")
