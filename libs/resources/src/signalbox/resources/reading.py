@@ -112,7 +112,9 @@ def read_document(raw: object, text: Text | None = None) -> Document | tuple[Pro
     if raw.get("apiVersion") != api_version:
         problems.append(text.problem(("apiVersion",), f"must be {api_version}"))
     body = {k: v for k, v in raw.items() if k not in ("apiVersion", "kind", "status")}
-    problems += [text.problem(p, "is empty: write a value or leave the field out") for p in _nulls(raw, identity)]
+    flawed = {path for path, _, _ in text.flaws}
+    empty = [path for path in _nulls(raw, identity) if path not in flawed]
+    problems += [text.problem(path, "is empty: write a value or leave the field out") for path in empty]
     known = {problem.path for problem in problems}
     resource = None
     try:
@@ -180,7 +182,7 @@ _REASONS = {
     "model_attributes_type": "must be a mapping",
     "greater_than_equal": "must be at least {ge}",
     "less_than_equal": "must be at most {le}",
-    "too_long": "has {actual_length} entries; {max_length} are allowed",
+    "too_long": "has more than {max_length} entries",
     "too_short": "needs at least {min_length} entry",
 }
 
@@ -189,8 +191,10 @@ def violations(error: ValidationError, kind: str = "") -> list[tuple[Path, str]]
     """Return what a validation error says as (path, reason) pairs, in the order of the document's fields."""
     out: list[tuple[Path, str]] = []
     for found in error.errors(include_url=False, include_input=False):
-        path = tuple(part for part in found["loc"] if part != "[key]")
-        if found["type"] == "rules":
+        path = found["loc"]
+        if path[-1:] == ("[key]",):
+            out.append((path[:-2], f"has the key {path[-2]!r}, which {_reason(found)}"))
+        elif found["type"] == "rules":
             broken = found["ctx"]["violations"]
             out += [((*path, *(f for f in field.split(".") if f)), reason) for field, reason in broken]
         elif found["type"] == "extra_forbidden":

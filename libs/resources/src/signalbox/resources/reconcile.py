@@ -209,10 +209,9 @@ def _key(key: RelayKey, world: _World, taken: dict[str, str]) -> tuple[CompiledK
     try:
         hashes = _claim(key, _hashes(key, world), taken, world.now)
         pools = _pools(spec, namespace, world)
-        if missing := len(spec.pools) - len(pools):
-            condition = Condition(
-                conditions.READY, True, conditions.SERVES, f"without {missing} of its pools, which do not exist"
-            )
+        if missing := [name for name in spec.pools if _pool_id(name, namespace) not in pools]:
+            message = f"without {', '.join(missing)}, which do not exist"
+            condition = Condition(conditions.READY, True, conditions.SERVES, message)
         _refuse_expired(spec.expires_at, world.now)
     except Unusable as e:
         condition = Condition(conditions.READY, False, e.reason, e.message)

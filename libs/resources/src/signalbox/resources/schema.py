@@ -10,7 +10,7 @@ from typing import Any
 
 from signalbox.resources.models import KINDS, SIGNALBOX_KINDS
 
-_DROPPED = ("title", "default", "propertyNames", "$defs")
+_DROPPED = ("title", "default", "propertyNames")
 
 
 @cache
@@ -59,9 +59,10 @@ def _structural(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict
     if "properties" in node:
         out["properties"] = {k: _structural(v, definitions) for k, v in node["properties"].items()}
         out.pop("additionalProperties", None)  # unknown fields are the API server's strict validation
-    elif isinstance(node.get("additionalProperties"), Mapping):
-        out["additionalProperties"] = _structural(node["additionalProperties"], definitions)
-        out["x-kubernetes-validations"] = _key_rules(_structural(node.get("propertyNames", {}), definitions))
+    if "patternProperties" in node:
+        ((pattern, values),) = out.pop("patternProperties").items()
+        out["additionalProperties"] = _structural(values, definitions)
+        out["x-kubernetes-validations"] = [_key_rule(pattern, node["propertyNames"]["maxLength"])]
     if "items" in node:
         out["items"] = _structural(node["items"], definitions)
         out["x-kubernetes-list-type"] = "atomic"
@@ -70,12 +71,10 @@ def _structural(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict
     return out
 
 
-def _key_rules(names: Mapping[str, Any]) -> list[dict[str, str]]:
+def _key_rule(pattern: str, max_length: int) -> dict[str, str]:
     """Say in CEL what the schema language cannot: how the keys of a map look."""
-    pattern = str(names["pattern"]).replace("\\", "\\\\").replace("'", "\\'")
-    return [
-        {
-            "rule": f"self.all(key, size(key) <= {names['maxLength']} && key.matches('{pattern}'))",
-            "message": f"has a key that is longer than {names['maxLength']} characters or does not match its pattern",
-        }
-    ]
+    quoted = pattern.replace("\\", "\\\\").replace("'", "\\'")
+    return {
+        "rule": f"self.all(key, size(key) <= {max_length} && key.matches('{quoted}'))",
+        "message": f"has a key that is longer than {max_length} characters or has characters that are not allowed",
+    }
