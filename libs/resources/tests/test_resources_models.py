@@ -1,5 +1,6 @@
 """What is a good document and what is not: the table of bad ones, boundary values, and what is read from them."""
 
+import contextlib
 import copy
 import json
 import re
@@ -257,7 +258,5 @@ def test_money_is_exact(nano: int) -> None:
 @given(st.text(max_size=30))
 def test_no_text_breaks_the_parsers(text: str) -> None:
     for parse in (parse_duration, parse_money, parse_time, parse_network):
-        try:
-            parse(text)
-        except ValueError as e:
-            assert str(e).startswith("must be")
+        with contextlib.suppress(ValueError):
+            assert parse(text) is not None

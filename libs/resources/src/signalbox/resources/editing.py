@@ -96,7 +96,7 @@ def _written(name: str, value: Any, *, flow: bool) -> str:
     if flow:
         return f"{json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}"
     line = yaml.safe_dump(value, default_flow_style=True, width=float("inf"), allow_unicode=True, sort_keys=False)
-    return f"{name}: {line.removesuffix('...' + chr(10)).strip()}"
+    return f"{name}: " + line.removesuffix("...\n").rstrip("\n")
 
 
 def _start(node: yaml.Node) -> int:
