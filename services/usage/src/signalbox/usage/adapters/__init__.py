@@ -1,0 +1,1 @@
+"""What touches the database: engines, schema, migrations, the ledger's writes and reads."""
