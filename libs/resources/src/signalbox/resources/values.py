@@ -30,12 +30,12 @@ MAX_COUNT = 9_000_000_000_000_000  # Redis scripts count in doubles, which are e
 
 _LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 _SUBDOMAIN = rf"{_LABEL}(\.{_LABEL})*"
-_DURATION = r"^([0-9]{1,9}(\.[0-9]{1,9})?(ms|s|m|h)){1,4}$"
+DURATION_PATTERN = r"^([0-9]{1,9}(\.[0-9]{1,9})?(ms|s|m|h)){1,4}$"
 _DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)")
 _SECONDS = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60), "h": Decimal(3600)}
-_USD = r"^([0-8]?[0-9]{1,6}(\.[0-9]{1,9})?|9000000(\.0{1,9})?)$"
-_TIME = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?(Z|[+-][0-9]{2}:[0-9]{2})$"
-_CIDR = r"^[0-9A-Fa-f:.]{2,45}/(0|[1-9][0-9]{0,2})$"
+USD_PATTERN = r"^([0-8]?[0-9]{1,6}(\.[0-9]{1,9})?|9000000(\.0{1,9})?)$"
+TIME_PATTERN = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?(Z|[+-][0-9]{2}:[0-9]{2})$"
+NETWORK_PATTERN = r"^[0-9A-Fa-f:.]{2,45}/(0|[1-9][0-9]{0,2})$"
 _HOST = r"([A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])"
 _PATH = r"(/[A-Za-z0-9._~%!$&'()*+,;=:@/-]*)?"
 
@@ -79,7 +79,7 @@ class Text:
 
 def parse_duration(text: str) -> float:
     """Return a duration such as `5s`, `100ms` or `1h30m` in seconds. Raises ValueError for anything else."""
-    if re.fullmatch(_DURATION, text) is None:
+    if re.fullmatch(DURATION_PATTERN, text) is None:
         raise ValueError("must be a duration such as 5s, 100ms, 1h30m (units: ms, s, m, h)")
     seconds = sum((Decimal(n) * _SECONDS[unit] for n, unit in _DURATION_PART.findall(text)), Decimal(0))
     if not 0 < seconds <= Decimal(MAX_DURATION_S):
@@ -109,7 +109,7 @@ def parse_money(value: object) -> int:
     """Return an amount in USD (an integer or a decimal string, at most 9 places and 9000000) as nano-dollars."""
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise ValueError('must be an integer or a decimal string in quotes, such as "20.00"')  # noqa: TRY004
-    if isinstance(value, str) and re.fullmatch(_USD, value) is None:
+    if isinstance(value, str) and re.fullmatch(USD_PATTERN, value) is None:
         raise ValueError("must be a decimal number from 0 to 9000000 with at most 9 places")
     if isinstance(value, int) and not 0 <= value <= MAX_USD:
         raise ValueError("must be from 0 to 9000000")
@@ -119,7 +119,7 @@ def parse_money(value: object) -> int:
 def parse_time(text: str) -> datetime:
     """Return an RFC 3339 time as an aware datetime in UTC. Raises ValueError for anything else."""
     message = "must be a time with its zone, such as 2027-01-01T00:00:00Z"
-    if re.fullmatch(_TIME, text) is None:
+    if re.fullmatch(TIME_PATTERN, text) is None:
         raise ValueError(message)
     try:
         return datetime.fromisoformat(text).astimezone(UTC)
@@ -135,7 +135,7 @@ def format_time(value: datetime) -> str:
 def parse_network(text: str) -> str:
     """Return `text` if it is a network in CIDR notation (host bits allowed, as in Kubernetes)."""
     try:
-        if re.fullmatch(_CIDR, text):
+        if re.fullmatch(NETWORK_PATTERN, text):
             ipaddress.ip_network(text, strict=False)
             return text
     except ValueError:
@@ -168,7 +168,7 @@ Duration = Annotated[
     WithJsonSchema(
         {
             "type": "string",
-            "pattern": _DURATION,
+            "pattern": DURATION_PATTERN,
             "maxLength": 64,
             "x-kubernetes-validations": [
                 _cel(
@@ -183,13 +183,13 @@ NanoUSD = Annotated[
     int,
     _reading(parse_money),
     PlainSerializer(format_usd, return_type=str, when_used="json"),
-    WithJsonSchema({"x-kubernetes-int-or-string": True, "pattern": _USD, "minimum": 0, "maximum": MAX_USD}),
+    WithJsonSchema({"x-kubernetes-int-or-string": True, "pattern": USD_PATTERN, "minimum": 0, "maximum": MAX_USD}),
 ]
 Time = Annotated[
     datetime,
     _reading(parse_time),
     PlainSerializer(format_time, return_type=str, when_used="json"),
-    WithJsonSchema({"type": "string", "format": "date-time", "pattern": _TIME, "maxLength": 64}),
+    WithJsonSchema({"type": "string", "format": "date-time", "pattern": TIME_PATTERN, "maxLength": 64}),
 ]
 Network = Annotated[
     str,
@@ -197,7 +197,7 @@ Network = Annotated[
     WithJsonSchema(
         {
             "type": "string",
-            "pattern": _CIDR,
+            "pattern": NETWORK_PATTERN,
             "maxLength": 49,
             "x-kubernetes-validations": [_cel("isCIDR(self)", "must be a network with a slash, such as 10.0.0.0/8")],
         }
