@@ -1,0 +1,26 @@
+"""`signalbox pools ...`"""
+
+import typer
+
+from signalbox.cli import options
+from signalbox.cli.output import Format
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Pools: which accounts serve together.")
+
+
+@app.command("list")
+def list_(data: options.Data = None, output: options.Output = Format.TABLE) -> None:
+    """Show all pools with their accounts by state."""
+    from signalbox.cli.commands.registry import POOLS, show_list
+    from signalbox.cli.locate import locate
+
+    show_list(locate(data), POOLS, output)
+
+
+@app.command()
+def describe(name: options.Name, data: options.Data = None, output: options.Output = Format.TABLE) -> None:
+    """Show everything about one pool."""
+    from signalbox.cli.commands.registry import POOLS, describe as show
+    from signalbox.cli.locate import locate
+
+    show(locate(data), POOLS, name, output)

@@ -1,0 +1,182 @@
+"""`accounts|pools|keys list` and `describe`, and `accounts test`: what the registry and the credentials' keeper say."""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from signalbox.cli.client import Rooms
+from signalbox.cli.commands.common import object_id
+from signalbox.cli.errors import CommandFailed
+from signalbox.cli.locate import Target
+from signalbox.cli.output import Format, print_json, print_table, progress
+from signalbox.cli.shapes import Row, account_row, key_row, pool_row
+from signalbox.v1 import scheduler_pb2, token_refresher_pb2
+
+Grants = Mapping[str, token_refresher_pb2.GrantStatus]
+
+
+@dataclass(frozen=True)
+class Noun:
+    """A kind of document as the command line shows it."""
+
+    kind: str
+    plural: str
+    row: Callable[[scheduler_pb2.ObjectWithStatus, Grants], Row]
+    columns: Mapping[str, Callable[[Row], str]]
+
+
+def show_list(target: Target, noun: Noun, output: Format) -> None:
+    """Print all objects of a kind."""
+    with progress(f"Reading {noun.plural}"):
+        rows = asyncio.run(_rows(target, noun, []))
+    if output is Format.JSON:
+        print_json(rows)
+        return
+    cells = [[cell(row) for cell in noun.columns.values()] for row in rows]
+    print_table(
+        list(noun.columns), cells, right=("IN FLIGHT",),
+        empty=f"There are no {noun.plural}: add documents of kind {noun.kind} to the manifests directory.",
+    )
+
+
+def describe(target: Target, noun: Noun, name: str, output: Format) -> None:
+    """Print everything about one object. Raises CommandFailed where there is none of this name."""
+    rows = asyncio.run(_rows(target, noun, [object_id(name)]))
+    if not rows:
+        raise CommandFailed(f"there is no {noun.kind} {object_id(name)}: `signalbox {noun.plural} list` shows all")
+    if output is Format.JSON:
+        print_json(rows)
+        return
+    for row in rows:
+        _print_details(row)
+
+
+def test_account(target: Target, name: str, model: str, output: Format) -> None:
+    """Make one count_tokens call with an account's credential. Raises CommandFailed when the provider refuses."""
+    account = object_id(name)
+    with progress(f"Asking the provider with {account}"):
+        answer = asyncio.run(_probe(target, account, model))
+    row: Row = {
+        "account": account,
+        "ok": answer.ok,
+        "status": answer.status,
+        "error_type": answer.error_type,
+        "message": answer.message,
+        "duration_ms": answer.duration_ms,
+        "input_tokens": answer.input_tokens,
+    }
+    if output is Format.JSON:
+        print_json([row])
+    elif answer.ok:
+        print(f"{account} works: count_tokens answered {answer.status} in {answer.duration_ms} ms")
+    if not answer.ok:
+        what = " ".join(part for part in (str(answer.status or ""), answer.error_type, answer.message) if part)
+        raise CommandFailed(f"{account} does not work: {what}")
+
+
+async def _rows(target: Target, noun: Noun, ids: Sequence[str]) -> list[Row]:
+    async with target.rooms() as rooms:
+        listed, grants = await asyncio.gather(rooms.list_objects(noun.kind, ids), _grants(rooms, noun, ids))
+    return [noun.row(item, grants) for item in sorted(listed, key=lambda i: i.object.id)]
+
+
+async def _grants(rooms: Rooms, noun: Noun, ids: Sequence[str]) -> Grants:
+    return await rooms.grants(ids) if noun is ACCOUNTS else {}
+
+
+async def _probe(target: Target, account: str, model: str) -> token_refresher_pb2.ProbeResponse:
+    async with target.rooms() as rooms:
+        found = await rooms.list_objects(ACCOUNTS.kind, [account])
+        if not found:
+            raise CommandFailed(f"there is no ClaudeAccount {account}: `signalbox accounts list` shows all")
+        base_url = account_row(found[0], None)["base_url"]
+        return await rooms.probe(token_refresher_pb2.ProbeRequest(account_id=account, base_url=base_url, model=model))
+
+
+def _print_details(row: Row) -> None:
+    width = max(len(name) for name in row)
+    for name, value in row.items():
+        lines = _lines(value)
+        print(f"{name + ':':<{width + 2}}{lines[0] if lines else '-'}")
+        for line in lines[1:]:
+            print(" " * (width + 2) + line)
+
+
+def _lines(value: Any) -> list[str]:
+    """Return a value as lines for people: one for a scalar, one for each member of a list."""
+    if isinstance(value, list):
+        return [line for item in value for line in _lines(item)]
+    if isinstance(value, dict):
+        return [", ".join(f"{k} {_scalar(v)}" for k, v in value.items() if v not in (None, "", [], {}))]
+    return [_scalar(value)]
+
+
+def _scalar(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return "+".join(str(item) for item in value)
+    if isinstance(value, dict):
+        return "/".join(f"{k}:{v}" for k, v in value.items())
+    return "-" if value in (None, "") else str(value)
+
+
+def _name(row: Row) -> str:
+    return str(row["name"] if row["namespace"] == "default" else f"{row['namespace']}/{row['name']}")
+
+
+def _windows(row: Row) -> str:
+    return " ".join(f"{w['window']}:{w['utilization']:.0%}" for w in row["windows"]) or "-"
+
+
+def _limits(row: Row) -> str:
+    parts = [
+        f"{limit['name']}:{unit.removesuffix('_usd')} {amount['used']}/{amount['limit']}"
+        for limit in row["limits"]
+        for unit in ("requests", "tokens", "cost_usd")
+        if (amount := limit.get(unit)) is not None
+    ]
+    return ", ".join(parts) or "-"
+
+
+ACCOUNTS = Noun(
+    "ClaudeAccount",
+    "accounts",
+    lambda item, grants: account_row(item, grants.get(item.object.id)),
+    {
+        "NAME": _name,
+        "PROVIDER": lambda r: r["provider"],
+        "STATE": lambda r: r["state"] + (f" ({r['state_reason']})" if r["state_reason"] else ""),
+        "AVAILABLE": lambda r: _scalar(r["available"]),
+        "REASON": lambda r: _scalar(r["reason"]),
+        "LIMITED UNTIL": lambda r: _scalar(r["limited_until"]),
+        "IN FLIGHT": lambda r: str(r["in_flight"]),
+        "WINDOWS": _windows,
+    },
+)
+POOLS = Noun(
+    "AccountPool",
+    "pools",
+    lambda item, _: pool_row(item),
+    {
+        "NAME": _name,
+        "STRATEGY": lambda r: r["strategy"],
+        "READY": lambda r: f"{r['ready']}/{r['total']}",
+        "ACCOUNTS": lambda r: ", ".join(f"{state} {n}" for state, n in r["accounts"].items()) or "-",
+    },
+)
+KEYS = Noun(
+    "RelayKey",
+    "keys",
+    lambda item, _: key_row(item),
+    {
+        "NAME": _name,
+        "OWNER": lambda r: _scalar(r["owner"]),
+        "STATE": lambda r: r["state"],
+        "REASON": lambda r: _scalar(r["reason"]),
+        "EXPIRES": lambda r: _scalar(r["expires_at"]),
+        "IN FLIGHT": lambda r: str(r["concurrency"]["in_flight"]),
+        "LIMITS": _limits,
+    },
+)

@@ -1,0 +1,79 @@
+"""Options that several commands share, as annotations for Typer."""
+
+import sys
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from signalbox.cli.output import Format, ReportFormat
+
+if TYPE_CHECKING:
+    from signalbox.cli.commands.documents import Home
+
+
+class LogFormats(StrEnum):
+    """How log lines are written."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        "--data", metavar="DIR", show_default=False,
+        help="Data directory of the instance. Default: what SIGNALBOX_ADDR says, else ~/.local/state/signalbox.",
+    ),
+]
+Manifests = Annotated[
+    Path | None,
+    typer.Option("--manifests", metavar="DIR", show_default=False, help="Documents to edit. Default: the instance's."),
+]
+Output = Annotated[Format, typer.Option("--output", "-o", help="table for people, json for programs.")]
+ReportOutput = Annotated[ReportFormat, typer.Option("--output", "-o", help="table, json or csv.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="name, or namespace/name.")]
+Since = Annotated[
+    str | None, typer.Option("--since", metavar="WHEN", help="24h, 7d, a date or an RFC 3339 time.", show_default=False),
+]
+Until = Annotated[str | None, typer.Option("--until", metavar="WHEN", help="As --since.", show_default=False)]
+Reason = Annotated[
+    str | None, typer.Option("--reason", metavar="TEXT", help="Shown wherever the state is shown.", show_default=False),
+]
+KeyFilter = Annotated[str | None, typer.Option("--key", metavar="NAME", help="Only this relay key.", show_default=False)]
+AccountFilter = Annotated[
+    str | None, typer.Option("--account", metavar="NAME", help="Only this account.", show_default=False),
+]
+LogFormat = Annotated[
+    LogFormats | None,
+    typer.Option("--log-format", help="text for people, json for machines. Default: text on a terminal.", show_default=False),
+]
+
+
+def log_format(chosen: LogFormats | None) -> str:
+    """Return the format of the logs: what was chosen, else what suits who reads stderr."""
+    return (chosen or (LogFormats.TEXT if sys.stderr.isatty() else LogFormats.JSON)).value
+
+
+@dataclass(frozen=True)
+class Editing:
+    """Which documents a command edits, and which instance it then waits for."""
+
+    manifests: Path | None
+    data: Path | None
+
+    def home(self) -> "Home":
+        """Return the directory and the running instance, if there is one. Raises BadUsage where neither is known."""
+        from signalbox.cli.commands.documents import Home
+        from signalbox.cli.errors import NotRunning
+        from signalbox.cli.locate import locate
+
+        try:
+            target = locate(self.data)
+        except NotRunning:
+            if self.manifests is None:
+                raise
+            target = None
+        return Home.of(target, self.manifests)

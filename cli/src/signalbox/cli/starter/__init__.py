@@ -1,0 +1,1 @@
+"""The documents that `signalbox init` writes, as templates."""
