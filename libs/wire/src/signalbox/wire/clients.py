@@ -1,0 +1,48 @@
+"""Which program calls, and which conversation it is in, by what the client itself sends.
+
+Sources: wire-facts §2 (session identity), contract §2 (order of session sources). Nothing here is proof of identity.
+"""
+
+from collections.abc import Mapping
+
+from signalbox.wire.request import RequestFacts
+
+CLAUDE_CODE = "ClaudeCode"
+CODEX = "Codex"
+GEMINI_CLI = "GeminiCLI"
+ANTHROPIC_SDK = "AnthropicSDK"
+OPENAI_SDK = "OpenAISDK"
+
+_BY_USER_AGENT = (
+    (b"claude-cli/", CLAUDE_CODE),
+    (b"claude-code/", CLAUDE_CODE),
+    (b"codex", CODEX),
+    (b"geminicli", GEMINI_CLI),
+    (b"anthropic/", ANTHROPIC_SDK),
+    (b"openai/", OPENAI_SDK),
+    (b"asyncanthropic/", ANTHROPIC_SDK),
+    (b"asyncopenai/", OPENAI_SDK),
+)
+_SESSION_HEADERS = (b"x-claude-code-session-id", b"x-session-id", b"session-id", b"session_id")
+MAX_SESSION_BYTES = 512
+
+
+def identify(headers: Mapping[bytes, bytes]) -> str:
+    """Return the name of the client program by its own headers (lower-case names), or an empty string."""
+    agent = headers.get(b"user-agent", b"").lower()
+    for prefix, client in _BY_USER_AGENT:
+        if agent.startswith(prefix):
+            return client
+    if headers.get(b"originator", b"").lower().startswith(b"codex"):
+        return CODEX
+    return ""
+
+
+def session_of(headers: Mapping[bytes, bytes], facts: RequestFacts) -> bytes:
+    """Return what names the conversation, in the contract's order, or nothing where the client names none."""
+    for name in _SESSION_HEADERS:
+        value = headers.get(name)
+        if value:
+            return value[:MAX_SESSION_BYTES]
+    named = facts.session or facts.prompt_cache_key
+    return named.encode()[:MAX_SESSION_BYTES]

@@ -1,0 +1,126 @@
+"""Reads one JSON object's members without building what is in them, and proves that each stands once.
+
+Two readers of one body must never see different values: so a repeated or escaped field name is an error here, where
+most parsers would quietly take the last one.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+_MEMBER = re.compile(rb'[ \t\r\n]*+"((?:[^"\\]++|\\.)*+)"[ \t\r\n]*+:[ \t\r\n]*+', re.DOTALL)
+_AFTER = re.compile(rb"[ \t\r\n]*+([,}])")
+_START = re.compile(rb"[ \t\r\n]*+\{")
+_KEY = re.compile(rb'"((?:[^"\\]++|\\.)*+)"[ \t\r\n]*+(:)?', re.DOTALL)
+_ESCAPE = b"\\u00"
+_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+class NotAnObject(ValueError):
+    """The text is no JSON object; the message says why."""
+
+
+class Ambiguous(ValueError):
+    """A field of interest repeats, or is spelt with escapes; `name` is the field."""
+
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__(f"{name}: {why}")
+        self.name = name
+
+
+def members(text: bytes, interest: Iterable[str]) -> tuple[dict[str, bytes], dict[str, int]]:
+    """Return an object's members as raw bytes, and where each value begins in `text`.
+
+    Raises NotAnObject; Ambiguous where a name of `interest` repeats or is escaped.
+    """
+    try:
+        parsed = _decoder.decode(text)
+    except msgspec.DecodeError as e:
+        raise NotAnObject(str(e)) from None
+    except (RecursionError, UnicodeDecodeError):
+        raise NotAnObject("nested too deeply, or not UTF-8") from None
+    raw = {name: bytes(value) for name, value in parsed.items()}
+    places = _walk(text, raw)
+    if places is None:
+        _find_ambiguity(text, frozenset(interest))
+        return raw, {}
+    return raw, places
+
+
+def _walk(text: bytes, raw: dict[str, bytes]) -> dict[str, int] | None:
+    """Step through the members as parsed; None where the text holds others, or names spelt with escapes."""
+    places: dict[str, int] = {}
+    start = _START.match(text)
+    assert start is not None
+    position = start.end()
+    for name, value in raw.items():
+        member = _MEMBER.match(text, position)
+        if member is None or member.group(1) != name.encode():
+            return None
+        begin = member.end()
+        if not text.startswith(value, begin):
+            return None
+        places[name] = begin
+        after = _AFTER.match(text, begin + len(value))
+        if after is None:
+            return None
+        position = after.end()
+    ended = not raw or text[position - 1 : position] == b"}"
+    return places if ended else None
+
+
+def _find_ambiguity(text: bytes, interest: frozenset[str]) -> None:
+    """Look at the top-level object's names one by one."""
+    depth = 0
+
+    def note(pairs: list[tuple[str, Any]]) -> list[str]:
+        return [name for name, _ in pairs]
+
+    names = json.loads(text, object_pairs_hook=note)
+    seen: set[str] = set()
+    for name in names:
+        if name in seen and name in interest:
+            raise Ambiguous(name, "stands twice in one object")
+        seen.add(name)
+    for match in re.finditer(rb'"(?:[^"\\]++|\\.)*+"(?:[ \t\r\n]*+:)?|[{}\[\]]', text, re.DOTALL):
+        token = match.group()
+        if token in (b"{", b"["):
+            depth += 1
+        elif token in (b"}", b"]"):
+            depth -= 1
+        elif depth == 1 and token.endswith(b":") and b"\\" in token:
+            name = msgspec.json.decode(token[:-1].rstrip(), type=str)
+            if name in interest:
+                raise Ambiguous(name, "is spelt with escapes")
+
+
+def tree(text: bytes, interest: Iterable[str]) -> Any:
+    """Return a whole JSON value. Raises Ambiguous where a name of `interest` repeats or is escaped at any depth."""
+    names = frozenset(interest)
+
+    def check(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            seen: set[str] = set()
+            for name, _ in pairs:
+                if name in seen and name in names:
+                    raise Ambiguous(name, "stands twice in one object")
+                seen.add(name)
+        return result
+
+    try:
+        value = json.loads(text, object_pairs_hook=check)
+    except Ambiguous:
+        raise
+    except (ValueError, RecursionError) as e:
+        raise NotAnObject("nested too deeply, or not JSON") from e
+    if _ESCAPE in text:
+        for match in _KEY.finditer(text):
+            if match.group(2) and b"\\" in match.group(1):
+                name = msgspec.json.decode(b'"' + match.group(1) + b'"', type=str)
+                if name in names:
+                    raise Ambiguous(name, "is spelt with escapes")
+    return value

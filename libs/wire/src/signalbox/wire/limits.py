@@ -1,0 +1,91 @@
+"""The provider's limit headers as windows. What a window means for an account is the scheduler's business.
+
+Source: wire-facts §1, response headers. Unknown windows are kept, malformed values are ignored.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+PREFIX = b"anthropic-ratelimit-"
+_UNIFIED = "unified-"
+_UNIFIED_PARTS = ("status", "reset", "utilization")
+_STANDARD_PARTS = ("limit", "remaining", "reset")
+MAX_COUNT = 10**15
+MAX_UTILIZATION = 1000.0
+
+Headers = Iterable[tuple[bytes, bytes]]
+
+
+@dataclass(slots=True)
+class Window:
+    """One limit window as the provider last described it. `utilization` is a fraction that may exceed 1."""
+
+    name: str
+    limit: int | None = None
+    remaining: int | None = None
+    utilization: float | None = None
+    resets_at: datetime | None = None
+    status: str = ""                 # allowed, allowed_warning, rejected
+
+
+def read_windows(headers: Headers) -> tuple[Window, ...]:
+    """Return the windows that a reply's headers (lower-case names) describe."""
+    windows: dict[str, Window] = {}
+    for name, value in headers:
+        if not name.startswith(PREFIX):
+            continue
+        try:
+            _read(windows, name[len(PREFIX) :].decode("ascii"), value.decode("ascii").strip())
+        except (ValueError, OverflowError):
+            continue
+    return tuple(windows.values())
+
+
+def _read(windows: dict[str, Window], field: str, value: str) -> None:
+    unified = field.startswith(_UNIFIED)
+    name, _, part = field.removeprefix(_UNIFIED).rpartition("-")
+    if part not in (_UNIFIED_PARTS if unified else _STANDARD_PARTS):
+        return
+    window_name = (name or "unified") if unified else name
+    if not window_name:
+        return
+    window = windows.get(window_name) or Window(window_name)
+    if part == "status":
+        window.status = value
+    elif part == "utilization":
+        window.utilization = _fraction(value)
+    elif part == "reset":
+        window.resets_at = _unix(value) if unified else _rfc3339(value)
+    elif part == "limit":
+        window.limit = _count(value)
+    else:
+        window.remaining = _count(value)
+    if not unified and window.limit and window.remaining is not None:
+        window.utilization = 1 - min(window.remaining, window.limit) / window.limit
+    windows[window_name] = window
+
+
+def _count(value: str) -> int:
+    count = int(value)
+    if not 0 <= count <= MAX_COUNT:
+        raise ValueError(value)
+    return count
+
+
+def _fraction(value: str) -> float:
+    fraction = float(value)
+    if not 0 <= fraction <= MAX_UTILIZATION:
+        raise ValueError(value)
+    return fraction
+
+
+def _unix(value: str) -> datetime:
+    return datetime.fromtimestamp(int(value), UTC)
+
+
+def _rfc3339(value: str) -> datetime:
+    when = datetime.fromisoformat(value)
+    if when.tzinfo is None:
+        raise ValueError(value)
+    return when.astimezone(UTC)

@@ -1,0 +1,253 @@
+"""Follows an Anthropic event stream on arbitrary chunkings: whole frames out byte for byte, usage noticed on the way.
+
+Only `message_start`, `message_delta` and `error` frames are parsed as JSON; deltas are only measured. What the frames
+mean for the caller is the gateway's business. Grammar: wire-facts on SSE order, WHATWG HTML §9.2 on framing.
+"""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from signalbox.wire.usage import Usage, UsageMeter
+
+MAX_PARTIAL_BYTES = 1 << 20
+
+# A blank line. A carriage return that ends the data may be half of a CR LF, so it does not count yet.
+_BLANK_LINE = re.compile(rb"(?:\r\n|\r(?!\n)|\n)(?:\r\n|\r(?=[^\n])|\n)")
+_DELTA_TEXT = re.compile(rb'"(?:text|thinking|partial_json)"\s*+:\s*+"((?:[^"\\]++|\\.)*+)"', re.DOTALL)
+_LINE_END = re.compile(rb"\r\n|\r|\n")
+_BOM = b"\xef\xbb\xbf"
+# The longest blank line is CR LF CR LF; its last byte may be still to come.
+_BOUNDARY_TAIL = 3
+
+STATUS_BY_ERROR_TYPE = {
+    "invalid_request_error": 400, "authentication_error": 401, "billing_error": 402, "permission_error": 403,
+    "not_found_error": 404, "conflict_error": 409, "request_too_large": 413, "rate_limit_error": 429,
+    "api_error": 500, "timeout_error": 504, "overloaded_error": 529,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorFrame:
+    """An `error` event inside a stream; `raw` is its data, a JSON body in Anthropic's error envelope."""
+
+    type: str
+    message: str
+    error_code: str
+    raw: bytes = field(repr=False)
+
+    @property
+    def status(self) -> int:
+        """The HTTP status that the error would have had before the stream began."""
+        return STATUS_BY_ERROR_TYPE.get(self.type, 500)
+
+
+class StreamReader:
+    """One stream. Feed it chunks; what it returns is what may be forwarded now: whole frames, unchanged."""
+
+    __slots__ = (
+        "_inside", "_meter", "_partial", "content_seen", "delta_bytes", "error", "malformed", "message_start_seen",
+        "model", "stop_reason", "stopped",
+    )
+
+    def __init__(self) -> None:
+        self._partial = b""
+        self._inside = False
+        self._meter = UsageMeter()
+        self.content_seen = False        # a frame other than message_start, ping, error is complete: the commit point
+        self.stopped = False             # message_stop is complete
+        self.error: ErrorFrame | None = None
+        self.message_start_seen = False
+        self.malformed = False           # some frame was not what the grammar says; its bytes passed untouched
+        self.model = ""                  # as message_start names it
+        self.stop_reason = ""
+        self.delta_bytes = 0             # UTF-8 bytes of text, thinking and JSON deltas so far
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Return the bytes of all frames that are complete now and were not returned before."""
+        data = self._partial + chunk if self._partial else chunk
+        if self._inside:
+            return self._feed_oversized(data)
+        end = _last_boundary(data)
+        if end < len(data):
+            self._partial = data[end:]
+            data = data[:end]
+            if len(self._partial) > MAX_PARTIAL_BYTES:
+                return data + self._let_through()
+        else:
+            self._partial = b""
+        if data:
+            self._read(data)
+        return data
+
+    def flush(self) -> bytes:
+        """Return what is held back at the end of the stream; a frame without its blank line does not count."""
+        rest, self._partial = self._partial, b""
+        return rest
+
+    @property
+    def held(self) -> int:
+        """Bytes of the frame that is not complete."""
+        return len(self._partial)
+
+    @property
+    def inside_frame(self) -> bool:
+        """Whether what was returned so far ends inside an oversized frame."""
+        return self._inside
+
+    @property
+    def usage(self) -> Usage:
+        """What the provider has reported so far."""
+        return self._meter.usage(self.model)
+
+    def billed(self) -> tuple[Usage, bool]:
+        """Return what counts when the stream ends here, and whether its output had to be estimated."""
+        return self._meter.billed(self.model, self.delta_bytes)
+
+    # ------------------------------------------------------------------ frames
+
+    def _read(self, data: bytes) -> None:
+        if self.content_seen and _is_plain(data):
+            self._measure(data)
+            return
+        start = 0
+        for blank in _BLANK_LINE.finditer(data):
+            self._read_frame(data[start : blank.start()])
+            start = blank.end()
+
+    def _read_frame(self, frame: bytes) -> None:
+        kind, content = _parse_frame(frame)
+        if not kind and not content:
+            return
+        if kind == "error":
+            self._read_error(content)
+            return
+        if kind == "message_start":
+            self._read_start(content)
+            return
+        if kind == "ping":
+            return
+        self.content_seen = True
+        if kind == "content_block_delta":
+            self._measure(content)
+        elif kind == "message_delta":
+            self._read_delta(content)
+        elif kind == "message_stop":
+            self.stopped = True
+
+    def _measure(self, data: bytes) -> None:
+        found = _DELTA_TEXT.findall(data)
+        if not found:
+            return
+        self._meter.content_after_report()
+        self.delta_bytes += sum(len(text) if b"\\" not in text else _unescaped_length(text) for text in found)
+
+    def _read_start(self, content: bytes) -> None:
+        self.message_start_seen = True
+        message = self._object(content).get("message")
+        if not isinstance(message, dict):
+            self.malformed = True
+            return
+        model = message.get("model")
+        self.model = model if isinstance(model, str) else ""
+        self._meter.start(message.get("usage"))
+
+    def _read_delta(self, content: bytes) -> None:
+        parsed = self._object(content)
+        delta = parsed.get("delta")
+        if isinstance(delta, dict) and isinstance(delta.get("stop_reason"), str):
+            self.stop_reason = delta["stop_reason"]
+        self._meter.report(parsed.get("usage"))
+
+    def _read_error(self, content: bytes) -> None:
+        error = self._object(content).get("error")
+        error = error if isinstance(error, dict) else {}
+        details = error.get("details")
+        code = details.get("error_code") if isinstance(details, dict) else ""
+        self.error = ErrorFrame(_text(error.get("type")), _text(error.get("message")), _text(code), content)
+
+    def _object(self, content: bytes) -> dict[str, Any]:
+        try:
+            parsed = msgspec.json.decode(content)
+        except (msgspec.DecodeError, RecursionError):
+            parsed = None
+        if isinstance(parsed, dict):
+            return parsed
+        self.malformed = True
+        return {}
+
+    # ------------------------------------------------------------------ a frame beyond all bounds
+
+    def _let_through(self) -> bytes:
+        self.malformed = True
+        self._inside = True
+        self.content_seen = True
+        keep = len(self._partial) - _BOUNDARY_TAIL
+        through, self._partial = self._partial[:keep], self._partial[keep:]
+        return through
+
+    def _feed_oversized(self, data: bytes) -> bytes:
+        blank = _BLANK_LINE.search(data)
+        if blank is None:
+            self._partial = data[-_BOUNDARY_TAIL:]
+            return data[:-_BOUNDARY_TAIL]
+        self._inside = False
+        self._partial = b""
+        return data[: blank.end()] + self.feed(data[blank.end() :])
+
+
+def _last_boundary(data: bytes) -> int:
+    """Return where the last complete frame ends, 0 if there is none."""
+    if b"\r" not in data:
+        return data.rfind(b"\n\n") + 2 if b"\n\n" in data else 0
+    end = 0
+    for blank in _BLANK_LINE.finditer(data):
+        end = blank.end()
+    return end
+
+
+def _is_plain(data: bytes) -> bool:
+    """Whether the frames can only be content deltas, block ends and pings (a delta's text may cause a false no)."""
+    return not (b"message_" in data or b"error" in data or b"content_block_start" in data)
+
+
+def _parse_frame(frame: bytes) -> tuple[str, bytes]:
+    """Return a frame's event type and data. Without an `event:` line the type is the data's own."""
+    event = b""
+    data: list[bytes] = []
+    for raw in _LINE_END.split(frame):
+        line = raw.removeprefix(_BOM)
+        name, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if name == b"data":
+            data.append(value)
+        elif name == b"event":
+            event = value
+    content = b"\n".join(data)
+    if event:
+        return event.decode(errors="replace"), content
+    return _type_of(content), content
+
+
+def _type_of(content: bytes) -> str:
+    try:
+        return msgspec.json.decode(content, type=_Typed).type
+    except (msgspec.DecodeError, RecursionError):
+        return ""
+
+
+class _Typed(msgspec.Struct):
+    type: str = ""
+
+
+def _unescaped_length(text: bytes) -> int:
+    try:
+        return len(msgspec.json.decode(b'"' + text + b'"', type=str).encode())
+    except (msgspec.DecodeError, UnicodeEncodeError):
+        return len(text)
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""

@@ -1,0 +1,166 @@
+"""Token usage as Anthropic reports it: merged over a stream, completed where the end is missing, split by model.
+
+Source: wire-facts §1 (usage, usage merge, iterations). What tokens cost is prices.py's business.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import msgspec
+
+MAX_COUNT = 10**12
+BYTES_PER_ESTIMATED_TOKEN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens and priced extras, as billed. `other_models`: iterations that another model served, not counted here."""
+
+    input_tokens: int = 0            # uncached
+    output_tokens: int = 0           # thinking included
+    cache_write_5m_tokens: int = 0
+    cache_write_1h_tokens: int = 0
+    cache_read_tokens: int = 0
+    web_search_requests: int = 0
+    service_tier: str = ""           # standard, priority, batch
+    inference_geo: str = ""
+    speed: str = ""
+    other_models: tuple[tuple[str, "Usage"], ...] = ()
+
+    def plus(self, other: "Usage") -> "Usage":
+        """Return this usage with the other's counts added; tier, geography and speed stay this one's."""
+        return replace(
+            self,
+            input_tokens=self.input_tokens + other.input_tokens,
+            output_tokens=self.output_tokens + other.output_tokens,
+            cache_write_5m_tokens=self.cache_write_5m_tokens + other.cache_write_5m_tokens,
+            cache_write_1h_tokens=self.cache_write_1h_tokens + other.cache_write_1h_tokens,
+            cache_read_tokens=self.cache_read_tokens + other.cache_read_tokens,
+            web_search_requests=self.web_search_requests + other.web_search_requests,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class MessageUsage:
+    """What a whole, not streamed, answer says of itself."""
+
+    usage: Usage
+    model: str
+
+
+class UsageMeter:
+    """Follows one stream: `message_start` sets, a `message_delta` replaces what it names (cumulative)."""
+
+    __slots__ = ("_reported", "final")
+
+    def __init__(self) -> None:
+        self._reported: dict[str, Any] = {}
+        self.final = False               # the last report came after all content
+
+    def start(self, usage: object) -> None:
+        """Take `message_start.message.usage`."""
+        if isinstance(usage, dict):
+            self._reported = {name: value for name, value in usage.items() if value is not None}
+
+    def report(self, usage: object) -> None:
+        """Take a `message_delta.usage`."""
+        if not isinstance(usage, dict):
+            return
+        self._reported.update((name, value) for name, value in usage.items() if value is not None)
+        self.final = self.final or isinstance(usage.get("output_tokens"), int)
+
+    def content_after_report(self) -> None:
+        """Note that content followed the last report, so that it was not the final one."""
+        self.final = False
+
+    def usage(self, model: str) -> Usage:
+        """Return what has been reported so far; `model` served the reply."""
+        return parse_usage(self._reported, model)
+
+    def billed(self, model: str, delta_bytes: int) -> tuple[Usage, bool]:
+        """Return what counts, and whether output is an estimate.
+
+        Without a final report, output is the larger of what was last reported and a third of the deltas' bytes.
+        """
+        usage = self.usage(model)
+        if self.final:
+            return usage, False
+        estimate = -(-delta_bytes // BYTES_PER_ESTIMATED_TOKEN)
+        return replace(usage, output_tokens=max(usage.output_tokens, estimate)), True
+
+
+def usage_of_message(body: bytes) -> MessageUsage | None:
+    """Return the usage and model of a Message (or of a count_tokens answer), None where the body is no JSON object."""
+    try:
+        parsed = msgspec.json.decode(body, type=_Message)
+    except (msgspec.DecodeError, RecursionError):
+        return _usage_of_odd_message(body)
+    return MessageUsage(parse_usage(parsed.usage or {}, parsed.model or ""), parsed.model or "")
+
+
+class _Message(msgspec.Struct):
+    """The two fields of a Message that matter here; the rest is skipped without being built."""
+
+    model: str | None = None
+    usage: dict[str, Any] | None = None
+
+
+def _usage_of_odd_message(body: bytes) -> MessageUsage | None:
+    """Read what can be read where `model` or `usage` have other types than they should."""
+    try:
+        parsed = msgspec.json.decode(body)
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    if not isinstance(parsed, dict):
+        return None
+    usage, model = parsed.get("usage"), parsed.get("model")
+    name = model if isinstance(model, str) else ""
+    return MessageUsage(parse_usage(usage if isinstance(usage, dict) else {}, name), name)
+
+
+def parse_usage(reported: dict[str, Any], model: str) -> Usage:
+    """Return a usage object as counts; what is missing or no sensible number counts as zero.
+
+    Compaction iterations are not in the top-level totals and are added. Iterations of another model than the one
+    that served the reply (advisor, fallback) are not in them either and are kept apart, to be priced by that model.
+    """
+    usage = _counts(reported)
+    others: list[tuple[str, Usage]] = []
+    iterations = reported.get("iterations")
+    for iteration in iterations if isinstance(iterations, list) else ():
+        if not isinstance(iteration, dict) or iteration.get("type") == "message":
+            continue
+        own = _text(iteration.get("model"))
+        if own and own != model:
+            others.append((own, _counts(iteration)))
+        elif iteration.get("type") == "compaction":
+            usage = usage.plus(_counts(iteration))
+    return replace(usage, other_models=tuple(others)) if others else usage
+
+
+def _counts(reported: dict[str, Any]) -> Usage:
+    writes = _count(reported.get("cache_creation_input_tokens"))
+    split = reported.get("cache_creation")
+    hour = min(_count(split.get("ephemeral_1h_input_tokens")), writes) if isinstance(split, dict) else 0
+    tools = reported.get("server_tool_use")
+    return Usage(
+        input_tokens=_count(reported.get("input_tokens")),
+        output_tokens=_count(reported.get("output_tokens")),
+        cache_write_5m_tokens=writes - hour,
+        cache_write_1h_tokens=hour,
+        cache_read_tokens=_count(reported.get("cache_read_input_tokens")),
+        web_search_requests=_count(tools.get("web_search_requests")) if isinstance(tools, dict) else 0,
+        service_tier=_text(reported.get("service_tier")),
+        inference_geo=_text(reported.get("inference_geo")),
+        speed=_text(reported.get("speed")),
+    )
+
+
+def _count(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        return 0
+    return min(value, MAX_COUNT)
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
