@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from signalbox.resources import Identity, UnreadableDirectory, load_directory, load_text, read_document
+from signalbox.resources import FileCache, Identity, UnreadableDirectory, load_directory, load_text, read_document
 from signalbox.resources.models import AccountPool, ClaudeAccount, Secret
 
 EXAMPLES = Path(__file__).parents[3] / "deploy" / "examples"
@@ -244,6 +244,23 @@ def test_of_two_documents_with_one_identity_the_one_in_force_is_kept(tmp_path: P
     owners = {Identity("AccountPool", "default", "p"): str(tmp_path / "b.yaml")}
     again = load_directory(tmp_path, {}, owners)
     assert [Path(d.file).name for d in again.documents] == ["b.yaml"]
+
+
+def test_unchanged_files_are_not_parsed_again(tmp_path: Path) -> None:
+    one, two = tmp_path / "1.yaml", tmp_path / "2.yaml"
+    one.write_text(POOL.replace("name: p", "name: a"))
+    two.write_text(POOL.replace("name: p", "name: b"))
+    cache = FileCache()
+    first = load_directory(tmp_path, {}, cache=cache)
+    two.write_text(POOL.replace("name: p", "name: c"))
+    second = load_directory(tmp_path, {}, cache=cache)
+    assert [d.identity.name for d in second.documents] == ["a", "c"]
+    assert second.documents[0] is first.documents[0]
+    two.unlink()
+    two.write_text("a: [")
+    assert load_directory(tmp_path, {}, cache=cache).incomplete == {str(two)}
+    two.unlink()
+    assert [d.identity.name for d in load_directory(tmp_path, {}, cache=cache).documents] == ["a"]
 
 
 def test_accounts_of_two_namespaces_may_share_a_name() -> None:

@@ -17,7 +17,7 @@ from signalbox.resources.documents import (
 )
 from signalbox.resources.editing import edit_spec
 from signalbox.resources.errors import DocumentNotFound, EditRefused, ResourcesError, UnreadableDirectory
-from signalbox.resources.loading import LoadResult, load_directory, load_text
+from signalbox.resources.loading import FileCache, LoadResult, load_directory, load_text
 from signalbox.resources.reading import Document, Identity, Problem, read_document
 from signalbox.resources.reconcile import plan
 from signalbox.resources.schema import crd_schema
@@ -49,6 +49,7 @@ __all__ = [
     "Document",
     "DocumentNotFound",
     "EditRefused",
+    "FileCache",
     "Grant",
     "Identity",
     "LoadResult",

@@ -1,8 +1,9 @@
 """A directory of documents, read with the position of everything in it. Rules are the models' business."""
 
+import hashlib
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,13 +38,44 @@ class _FileContent:
     incomplete: bool = False
 
 
-def load_directory(path: Path, env: Mapping[str, str], owners: Mapping[Identity, str] | None = None) -> LoadResult:
+class FileCache:
+    """What files held when they were last read, so that those whose bytes are the same are not parsed again.
+
+    For one directory and one environment. Secrets are among what it remembers; it is never printed.
+    """
+
+    def __init__(self) -> None:
+        self._read: dict[str, tuple[bytes, _FileContent]] = {}
+
+    def content(self, file: str, text: str, env: Mapping[str, str]) -> _FileContent:
+        """Return what `text`, the text of `file`, holds."""
+        digest = hashlib.sha256(text.encode()).digest()
+        known = self._read.get(file)
+        if known is None or known[0] != digest:
+            known = self._read[file] = (digest, _read_text(text, file, env))
+        return known[1]
+
+    def keep_only(self, files: Collection[str]) -> None:
+        """Forget files that are gone."""
+        self._read = {file: read for file, read in self._read.items() if file in files}
+
+
+def load_directory(
+    path: Path,
+    env: Mapping[str, str],
+    owners: Mapping[Identity, str] | None = None,
+    *,
+    cache: FileCache | None = None,
+) -> LoadResult:
     """Read `*.yaml`, `*.yml` and `*.json` of a directory (not of its subdirectories), as `kubectl apply -f` does.
 
     `env` fills `${NAME}` in Secrets' stringData. `owners` (State.owners) says which file a document already came
-    from: of two with one identity that one is kept, else the first by file name. Raises UnreadableDirectory.
+    from: of two with one identity that one is kept, else the first by file name. Whoever reads a directory again and
+    again passes the same `cache`. Raises UnreadableDirectory.
     """
-    contents = {str(file): _read_file(file, env) for file in manifest_files(path)}
+    cache = cache or FileCache()
+    contents = {str(file): _read_file(file, env, cache) for file in manifest_files(path)}
+    cache.keep_only(contents)
     return _collect(contents, owners or {})
 
 
@@ -86,9 +118,9 @@ def read_manifest(file: Path) -> str:
         raise yamltext.YamlError(0, "is not UTF-8 text") from e
 
 
-def _read_file(file: Path, env: Mapping[str, str]) -> _FileContent:
+def _read_file(file: Path, env: Mapping[str, str], cache: FileCache) -> _FileContent:
     try:
-        return _read_text(read_manifest(file), str(file), env)
+        return cache.content(str(file), read_manifest(file), env)
     except yamltext.YamlError as e:
         return _FileContent(loose=(Problem(str(file), e.line, "", e.reason),), incomplete=True)
 
