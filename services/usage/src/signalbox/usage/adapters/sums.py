@@ -6,7 +6,7 @@ Money stays exact beyond 64 bits, which SQLite's own sum does not reach.
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Table, and_, case, func, select
+from sqlalchemy import BigInteger, ColumnElement, Connection, Table, Text, and_, case, func, literal_column, select
 
 from signalbox.core.clock import from_ms
 from signalbox.usage.adapters.schema import attempts, rollups
@@ -23,6 +23,9 @@ _COUNTED = ("input_tokens", "output_tokens", "cache_write_5m_tokens", "cache_wri
 _COLUMNS = {"key": "key_id", "owner": "owner", "account": "account_id"}
 _DIMENSIONS = (*_COLUMNS, "model", "day")
 _COUNTER_GROUP = ("key_id", "model", "sent_model", "served_model")
+
+# Written into statements: PostgreSQL can't tell that two parameters, in SELECT and in GROUP BY, are equal.
+_NO_TEXT: ColumnElement[str] = literal_column("''", Text)
 
 Groups = dict[tuple[Any, ...], list[int]]
 
@@ -63,7 +66,7 @@ def counters(connection: Connection, now_ms: int) -> list[CounterBucket]:
         for part in parts if span.end_ms else ():
             source = _Source(part)
             t = source.table.c
-            group = [source.when - source.when % span.width_ms, *(t[name] for name in _COUNTER_GROUP)]
+            group = [source.when - source.when % _constant(span.width_ms), *(t[name] for name in _COUNTER_GROUP)]
             tokens = sum((t[name] for name in _COUNTED[1:]), start=t[_COUNTED[0]])
             _add(groups, source.sums(connection, group, [source.limited_requests, tokens], []))
         buckets += [_bucket(span.width_ms, group, groups[group]) for group in sorted(groups)]
@@ -89,9 +92,10 @@ class _Source:
         """Return the column for one of _DIMENSIONS; a day is the number of days since 1970."""
         t = self.table.c
         if name == "day":
-            return self.when // DAY_MS
+            return self.when // _constant(DAY_MS)
         if name == "model":
-            return func.coalesce(func.nullif(t.served_model, ""), func.nullif(t.sent_model, ""), t.model)
+            return case((t.served_model != _NO_TEXT, t.served_model), (t.sent_model != _NO_TEXT, t.sent_model),
+                        else_=t.model)
         return t[_COLUMNS[name]]
 
     def sums(
@@ -104,7 +108,7 @@ class _Source:
         """Yield each group that holds an attempt, with the sums of `amounts` and, last, of nano-dollars."""
         cost = self.table.c.cost_nano_usd
         exists = func.sum(rollups.c.attempts) > 0 if self._rolled_up else func.count() > 0
-        summed = [func.sum(amount) for amount in (*amounts, cost // _LIMB, cost % _LIMB)]
+        summed = [func.sum(amount) for amount in (*amounts, cost // _constant(_LIMB), cost % _constant(_LIMB))]
         labels = [column.label(f"g{i}") for i, column in enumerate(group)]
         query = select(*labels, *summed).where(*self._within(), *conditions).group_by(*labels).having(exists)
         for row in connection.execute(query):
@@ -115,6 +119,10 @@ class _Source:
         span = self._span
         within = [self.when >= span.start_ms, self.when < span.end_ms]
         return [rollups.c.width_ms == span.width_ms, *within] if self._rolled_up else [attempts.c.attempt > 0, *within]
+
+
+def _constant(value: int) -> ColumnElement[int]:
+    return literal_column(str(value), BigInteger)
 
 
 def _one_if(condition: ColumnElement[bool]) -> ColumnElement[int]:

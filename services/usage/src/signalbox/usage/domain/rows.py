@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
 from signalbox.v1.common_pb2 import (
-    OUTCOME_DENIED,
     OUTCOME_ORPHANED,
     OUTCOME_UNSPECIFIED,
     Outcome,
@@ -25,12 +24,10 @@ MAX_NANO_USD = 10**15
 MAX_MS = 253_402_300_799_999  # the end of the year 9999
 MAX_ATTEMPT = 2**31 - 1
 
-OUTCOME_NAMES = {
+OUTCOME_NAMES: dict[Outcome, str] = {
     value: name.removeprefix("OUTCOME_").lower() for name, value in Outcome.items() if value != OUTCOME_UNSPECIFIED
 }
 OUTCOME_BY_NAME = {name: value for value, name in OUTCOME_NAMES.items()}
-DENIED = OUTCOME_NAMES[OUTCOME_DENIED]
-ORPHANED = OUTCOME_NAMES[OUTCOME_ORPHANED]
 
 
 class Price(NamedTuple):
@@ -38,6 +35,9 @@ class Price(NamedTuple):
 
     nano_usd: int
     assumed: bool
+
+
+FREE = Price(0, False)
 
 
 class Prices(Protocol):
@@ -111,7 +111,8 @@ class Row(NamedTuple):
 
 def row_of(event: AttemptEvent, prices: Prices) -> Row:
     """Return the row of a normalised event (see settling.normalise)."""
-    usage = event.usage if is_billed(event) else TokenUsage()
+    billed = is_billed(event)
+    usage = event.usage if billed else TokenUsage()
     (
         key_id, owner, account_id, pool_id, route, client, model, sent_model, served_model,
         reason, service_tier, inference_geo, speed, upstream_request_id, gateway_id, lease_id,
@@ -120,16 +121,22 @@ def row_of(event: AttemptEvent, prices: Prices) -> Row:
         event.sent_model, event.served_model, event.reason, usage.service_tier, usage.inference_geo, usage.speed,
         event.upstream_request_id, event.gateway_id, event.lease_id,
     ))
-    price = prices.price(usage, served_model or sent_model or model, event.admitted_at_ms)
+    priced = prices.price(usage, served_model or sent_model or model, event.admitted_at_ms) if billed else FREE
     orphan = event.outcome == OUTCOME_ORPHANED
     return Row(
         event.request_id, event.attempt, event.admitted_at_ms, event.started_at_ms,
         key_id, owner, account_id, pool_id, route, client, model, sent_model, served_model, event.streamed,
         OUTCOME_NAMES[event.outcome], event.status, reason, event.estimated,
-        *_folded(usage), service_tier, inference_geo, speed, min(price.nano_usd, MAX_NANO_USD), price.assumed,
+        *_folded(usage), service_tier, inference_geo, speed,
+        min(priced.nano_usd, MAX_NANO_USD), priced.assumed and priced.nano_usd > 0,
         event.duration_ms, event.ttft_ms, event.retry_after_ms, upstream_request_id, gateway_id, lease_id,
         event.decision[:MAX_BYTES], event.SerializeToString(deterministic=True) if orphan else None,
     )
+
+
+def outcome_of(row: Row) -> Outcome:
+    """Return the contract's value of a row's outcome."""
+    return OUTCOME_BY_NAME[row.outcome]
 
 
 def is_billed(event: AttemptEvent) -> bool:
