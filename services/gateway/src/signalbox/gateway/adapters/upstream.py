@@ -1,0 +1,189 @@
+"""One connection to a provider: writes a request, parses the answer with httptools, hands bytes on as they come.
+
+What the bytes mean is the attempt's business (domain/attempt.py); which connection serves is the pool's.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol, cast
+
+import httptools
+
+from signalbox.gateway.domain.attempt import Lost, ResponseHead
+
+MAX_HEAD_BYTES = 256 << 10
+_JOIN_BELOW = 64 << 10
+
+
+class Receiver(Protocol):
+    """Who gets an answer. Calls come in order and end with `whole=True` or with `lost`, never both."""
+
+    def received(self, head: ResponseHead | None, data: bytes, whole: bool) -> None:
+        """Take what one read from the socket gave: the head (once), body bytes, and whether the message is whole."""
+        ...
+
+    def lost(self, how: Lost) -> None:
+        """Learn that no more bytes will come."""
+        ...
+
+
+class Connection(asyncio.Protocol):
+    """A keep-alive HTTP/1.1 connection; one request at a time."""
+
+    def __init__(self, release: Callable[["Connection"], None], forget: Callable[["Connection"], None]) -> None:
+        self._release = release
+        self._forget = forget
+        self._transport: asyncio.Transport
+        self._receiver: Receiver | None = None
+        self._parser: httptools.HttpResponseParser
+        self._paused = False
+        self.closed = False
+        self.idle_since_s = 0.0
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._parts: list[bytes] = []
+        self._new_head: ResponseHead | None = None
+        self._in_body = False
+        self._until_close = False
+        self._informational = False
+        self._complete = False
+        self._surplus = False
+        self._head_bytes = 0
+
+    def send(self, head: bytes, body: bytes, receiver: Receiver) -> None:
+        """Write a whole request; its answer goes to `receiver`."""
+        self._receiver = receiver
+        self._parser = httptools.HttpResponseParser(self)
+        if len(body) < _JOIN_BELOW:
+            self._transport.write(head + body)
+        else:
+            self._transport.writelines((head, body))
+
+    def abandon(self) -> None:
+        """Close at once and tell nobody; the answer is not wanted any more."""
+        self._receiver = None
+        self.close()
+
+    def close(self) -> None:
+        """Close without waiting for the peer."""
+        self.closed = True
+        self._transport.abort()
+
+    def pause(self) -> None:
+        """Stop reading until `resume`: the caller does not keep up."""
+        if not self._paused and not self.closed:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read on."""
+        if self._paused:
+            self._paused = False
+            if not self.closed:
+                self._transport.resume_reading()
+
+    # ---------------------------------------------------------------- asyncio
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self._receiver is None:
+            self.close()  # nothing was asked: whatever this is, the next answer could not be trusted
+            return
+        if not self._in_body:
+            self._head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self._hand_over()
+            self._lose(Lost.MALFORMED)
+            return
+        if not self._in_body and self._head_bytes > MAX_HEAD_BYTES:
+            self._lose(Lost.MALFORMED)
+            return
+        self._hand_over()
+
+    def eof_received(self) -> bool:
+        return False  # asyncio closes the transport; connection_lost tells the rest
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed = True
+        self._forget(self)
+        if self._until_close and exc is None and self._in_body:
+            self._complete = True
+            self._hand_over()
+            return
+        self._lose(Lost.CUT if self._in_body else Lost.RESET)
+
+    # ---------------------------------------------------------------- httptools
+
+    def on_message_begin(self) -> None:
+        if self._complete:
+            self._surplus = True  # a second answer to one request
+            return
+        self._headers.clear()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        self._informational = status < 200
+        if self._informational or self._complete:
+            return
+        framed = status in (204, 304) or any(
+            name == b"content-length" or (name == b"transfer-encoding" and b"chunked" in value.lower())
+            for name, value in self._headers
+        )
+        self._until_close = not framed
+        self._in_body = True
+        self._new_head = ResponseHead(status, list(self._headers), until_close=self._until_close)
+
+    def on_body(self, body: bytes) -> None:
+        if not self._complete:
+            self._parts.append(body)
+
+    def on_message_complete(self) -> None:
+        if not self._informational:
+            self._complete = True
+
+    # ---------------------------------------------------------------- inside
+
+    def _hand_over(self) -> None:
+        receiver, head, parts, whole = self._receiver, self._new_head, self._parts, self._complete
+        if receiver is None or (head is None and not parts and not whole):
+            return
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        if whole:
+            self._retire()
+        else:
+            self._new_head = None
+            self._parts = []
+        receiver.received(head, data, whole)
+
+    def _retire(self) -> None:
+        """End the exchange: back to the pool where nothing is left over in either direction, else close."""
+        self._receiver = None
+        reusable = (
+            not self.closed
+            and not self._surplus
+            and not self._until_close
+            and self._parser.should_keep_alive()
+            and self._transport.get_write_buffer_size() == 0  # an early answer leaves the request half sent
+        )
+        self._parts = []
+        self._new_head = None
+        self._in_body = self._until_close = self._complete = self._surplus = False
+        self._head_bytes = 0
+        if reusable:
+            self.resume()
+            self._release(self)
+        elif not self.closed:
+            self.close()
+
+    def _lose(self, how: Lost) -> None:
+        receiver, self._receiver = self._receiver, None
+        if not self.closed:
+            self.close()
+        if receiver is not None:
+            receiver.lost(how)

@@ -1,0 +1,1 @@
+"""What callers talk to: the HTTP protocol with the relay routes, and the application with the rest."""

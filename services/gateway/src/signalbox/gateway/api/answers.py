@@ -1,0 +1,67 @@
+"""Answers that callers get: a provider's, with what must not be passed on taken out, and Signalbox's own errors."""
+
+import math
+
+from signalbox.gateway.api.exchange import Exchange, Header
+from signalbox.gateway.domain.attempt import ResponseHead
+from signalbox.gateway.domain.key_limits import ratelimit_headers
+from signalbox.gateway.domain.order import Order
+from signalbox.gateway.domain.refusal import Refusal
+from signalbox.gateway.domain.request import Verbatim
+from signalbox.wire.errors import OWN_ERRORS, envelope
+from signalbox.wire.headers import downstream
+
+JSON: Header = (b"content-type", b"application/json")
+
+
+def marks(order: Order) -> list[Header]:
+    """Return the headers by which Signalbox tells what it did."""
+    headers = [
+        (b"x-signalbox-request-id", order.request_id.encode()),
+        (b"x-signalbox-attempts", b"%d" % order.attempts),
+        *order.limit_headers,
+    ]
+    if order.repinned:
+        headers.append((b"x-signalbox-repinned", b"true"))
+    return headers
+
+
+def begin_providers(exchange: Exchange, order: Order, head: ResponseHead, length: int | None) -> None:
+    """Begin to pass a provider's answer on; `length` None: a stream."""
+    exchange.start(head.status, [*downstream(head.headers), *marks(order)], length)
+
+
+def send_verbatim(exchange: Exchange, order: Order, answer: Verbatim) -> None:
+    """Pass a provider's own error on."""
+    begin_providers(exchange, order, answer.head, len(answer.body))
+    exchange.send(answer.body, last=True)
+
+
+def send_refusal(exchange: Exchange, order: Order, refusal: Refusal) -> None:
+    """Answer with an error of the contract's table."""
+    if refusal.limits:
+        order.limit_headers = ratelimit_headers(refusal.limits)
+    status, headers, body = render(refusal, order.request_id)
+    exchange.respond(status, [*headers, *marks(order), *exchange.date()], body)
+
+
+def send_defect(exchange: Exchange, order: Order) -> None:
+    """Answer after a defect of ours; cut off what can't be finished."""
+    if exchange.gone or exchange.response_complete:
+        return
+    if exchange.started:
+        exchange.break_off()
+        return
+    body = envelope("api_error", "Signalbox failed on this request.", "internal_error", order.request_id)
+    exchange.respond(500, [JSON, *marks(order), *exchange.date()], body)
+
+
+def render(refusal: Refusal, request_id: str) -> tuple[int, list[Header], bytes]:
+    """Return status, headers and body of an error in the caller's wire format."""
+    row = OWN_ERRORS[refusal.code]
+    headers = [JSON]
+    if refusal.retry_after_ms > 0:
+        headers.append((b"retry-after", b"%d" % math.ceil(refusal.retry_after_ms / 1000)))
+    if refusal.never_fits:
+        headers.append((b"x-should-retry", b"false"))
+    return row.status, headers, envelope(row.type, refusal.message, refusal.code, request_id)

@@ -1,0 +1,137 @@
+"""Carries one attempt out: moves bytes between a provider's connection and the caller's, as the machine says.
+
+Callbacks only; nothing here awaits, so that a byte never waits for bookkeeping.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+from signalbox.gateway.adapters.upstream import Connection
+from signalbox.gateway.api.exchange import Exchange
+from signalbox.gateway.domain.attempt import Attempt, Finish, Lost, ResponseHead, Step
+from signalbox.gateway.domain.buffers import Buffers
+from signalbox.gateway.domain.ports import OpenLease
+from signalbox.gateway.domain.refusal import Refusal
+from signalbox.wire.usage import BYTES_PER_ESTIMATED_TOKEN
+
+
+class Driver:
+    """Implements upstream.Receiver for one attempt. `done` is resolved when the attempt has ended."""
+
+    def __init__(
+        self, attempt: Attempt, exchange: Exchange, connection: Connection, lease: OpenLease, buffers: Buffers,
+        *, begin: Callable[[ResponseHead, int | None], None], on_message_start: Callable[[], None],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._attempt = attempt
+        self._exchange = exchange
+        self._connection: Connection | None = connection
+        self._lease = lease
+        self._buffers = buffers
+        self._counted = 0
+        self._begin = begin
+        self._on_message_start = on_message_start
+        self._noted = False
+        self.done: asyncio.Future[None] = self._loop.create_future()
+        self._timer = self._loop.call_at(attempt.deadline_s, self._tick)
+
+    def start(self, head: bytes, body: bytes) -> None:
+        """Write the request and follow its answer."""
+        exchange = self._exchange
+        exchange.on_gone = self._client_gone
+        exchange.on_full = self._full
+        exchange.on_drained = self._drained
+        assert self._connection is not None
+        self._connection.send(head, body, self)
+
+    def stop(self) -> None:
+        """End the attempt because the gateway must stop."""
+        self._carry_out(self._attempt.stop())
+
+    # ---------------------------------------------------------------- upstream.Receiver
+
+    def received(self, head: ResponseHead | None, data: bytes, whole: bool) -> None:
+        if whole:
+            self._connection = None  # it has gone back to its pool
+        step = self._attempt.received(head, data, whole, self._loop.time())
+        if (reader := self._attempt.reader) is not None:
+            if reader.message_start_seen and not self._noted:
+                self._noted = True
+                self._on_message_start()
+            self._lease.output_tokens = -(-reader.delta_bytes // BYTES_PER_ESTIMATED_TOKEN)
+        self._carry_out(step)
+        if head is not None and step.finish is None:
+            self._rearm()  # what is waited for now has a limit of its own
+
+    def lost(self, how: Lost) -> None:
+        self._connection = None
+        self._carry_out(self._attempt.lost(how, self._loop.time()))
+
+    # ---------------------------------------------------------------- caller and clock
+
+    def _client_gone(self) -> None:
+        self._carry_out(self._attempt.client_gone())
+
+    def _full(self) -> None:
+        if self._connection is not None:
+            self._attempt.paused(self._loop.time())
+            self._connection.pause()
+            self._rearm()
+
+    def _drained(self) -> None:
+        if self._connection is not None:
+            self._attempt.resumed(self._loop.time())
+            self._connection.resume()
+
+    def _tick(self) -> None:
+        step = self._attempt.tick(self._loop.time())
+        if step.finish is None:
+            self._timer = self._loop.call_at(self._attempt.deadline_s, self._tick)
+        self._carry_out(step)
+
+    # ---------------------------------------------------------------- carrying out
+
+    def _carry_out(self, step: Step) -> None:
+        if step.finish is not None:
+            self._finish(step)
+            return
+        if step.head is not None:
+            self._begin(step.head, None)
+            self._exchange.release_body()
+            self._count_held(0)
+            self._rearm()
+        if step.data:
+            self._exchange.send(step.data, last=False)
+        elif self._attempt.held_bytes != self._counted:
+            self._count_held(self._attempt.held_bytes)
+
+    def _finish(self, step: Step) -> None:
+        self._timer.cancel()
+        exchange = self._exchange
+        exchange.on_gone = exchange.on_full = exchange.on_drained = None
+        if self._connection is not None:
+            self._connection.abandon()
+            self._connection = None
+        self._count_held(0)
+        if step.head is not None:
+            streamed = self._attempt.reader is not None
+            self._begin(step.head, None if streamed else len(step.data))
+        if step.finish is Finish.WHOLE:
+            exchange.send(step.data, last=True)
+        elif step.finish is Finish.BREAK:
+            exchange.send(step.data, last=False)
+            exchange.break_off()
+        if not self.done.done():
+            self.done.set_result(None)
+
+    def _count_held(self, held: int) -> None:
+        """Count what is withheld from the caller; an attempt whose answer does not fit in memory ends."""
+        try:
+            self._buffers.take(held - self._counted)
+            self._counted = held
+        except Refusal:
+            self._carry_out(self._attempt.overflow())
+
+    def _rearm(self) -> None:
+        self._timer.cancel()
+        self._timer = self._loop.call_at(self._attempt.deadline_s, self._tick)

@@ -1,0 +1,330 @@
+"""The HTTP side that callers talk to: uvicorn's protocol, with the relay's routes served on the transport itself.
+
+Parsing, keep-alive and pipelining stay uvicorn's and llhttp's business; every other route falls through to the
+application. Here are the bounds that a public port needs: head size, slow heads and bodies, lingering closes.
+"""
+
+import asyncio
+from enum import Enum, auto
+from ipaddress import ip_address
+from typing import Any, Protocol
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from signalbox.core import logs
+from signalbox.core.ids import new_id
+from signalbox.gateway.api.exchange import Exchange, Header
+from signalbox.gateway.api.routes import relayed_route
+from signalbox.gateway.domain.buffers import Buffers
+from signalbox.gateway.settings import GatewaySettings
+from signalbox.wire.errors import envelope
+
+log = logs.logger(__name__)
+
+MAX_HEAD_BYTES = 64 << 10
+MAX_AHEAD_BYTES = 64 << 10
+MAX_BODY_S = 600.0
+LINGER_S = 2.0
+
+
+class Relay(Protocol):
+    """Who answers relayed requests."""
+
+    async def serve(self, exchange: Exchange) -> None:
+        """Answer `exchange`; never raises."""
+        ...
+
+
+class _Reading(Enum):
+    NOTHING = auto()
+    HEAD = auto()
+    BODY = auto()
+
+
+class RelayProtocol(HttpToolsProtocol):
+    """One client connection. `bind` makes the class that uvicorn instantiates."""
+
+    relay: Relay
+    settings: GatewaySettings
+    buffers: Buffers
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._reading = _Reading.NOTHING
+        self._reading_since_s = 0.0
+        self._read_at_s = 0.0
+        self._head_bytes = 0
+        self._ahead_bytes = 0
+        self._incoming: Exchange | None = None
+        self._active: Exchange | None = None
+        self._lingering = False
+        self._read_timer: asyncio.TimerHandle | None = None
+        self._peer_address: str | None = None
+
+    @classmethod
+    def bind(cls, relay: Relay, settings: GatewaySettings, buffers: Buffers) -> type["RelayProtocol"]:
+        """Return the class with what its connections share."""
+        return type("BoundRelayProtocol", (cls,), {"relay": relay, "settings": settings, "buffers": buffers})
+
+    # ---------------------------------------------------------------- asyncio
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive, self.timeout_keep_alive_handler,
+        )
+
+    def data_received(self, data: bytes) -> None:
+        if self._lingering:
+            return
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as e:
+            rest = data[e.args[0]:]  # an upgrade is an offer; this server stays with HTTP/1.1
+            if rest:
+                self.data_received(rest)
+                return
+        except httptools.HttpParserError as e:
+            if isinstance(e, httptools.HttpParserCallbackError) and not isinstance(
+                e.__context__, httptools.HttpParserInvalidURLError,
+            ):
+                log.exception("protocol_defect", exc_info=e.__context__ or e)
+            self._refuse("The request is not valid HTTP.")
+            return
+        self._bound_reading(len(data))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._read_timer is not None:
+            self._read_timer.cancel()
+        for exchange in self._exchanges():
+            if not exchange.response_complete:
+                exchange.hung_up()
+        cycle, self.cycle = self.cycle, None  # type: ignore[assignment]
+        if not isinstance(cycle, Exchange):
+            self.cycle = cycle
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._active is not None and self._active.on_full is not None:
+            self._active.on_full()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._active is not None and self._active.on_drained is not None:
+            self._active.on_drained()
+
+    def shutdown(self) -> None:
+        """Stop serving this connection: at once when idle, else after the answers that are owed."""
+        owed = [e for e in self._exchanges() if not e.response_complete]
+        for exchange in owed:
+            exchange.keep_alive = False
+        if not owed:
+            super().shutdown()
+
+    # ---------------------------------------------------------------- httptools
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._reading = _Reading.HEAD
+        self._reading_since_s = self.loop.time()
+        self._head_bytes = 0
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._reading is _Reading.HEAD:  # trailers are nobody's headers
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._reading = _Reading.BODY
+        url = httptools.parse_url(self.url)
+        route = relayed_route(self.parser.get_method(), url.path or b"/")
+        if route is None:
+            self._incoming = None
+            super().on_headers_complete()
+            return
+        version = self.parser.get_http_version()
+        exchange = Exchange(
+            self, self.buffers, route=route, query=url.query or b"", headers=self.headers, peer=self._peer(),
+            length=_body_length(self.headers), max_body=self.settings.max_body_bytes,
+            expects_continue=self.expect_100_continue, keep_alive=self.parser.should_keep_alive(),
+            http10=version == "1.0", now_s=self._reading_since_s,
+        )
+        self._incoming = exchange
+        busy = self.cycle is not None and not self.cycle.response_complete
+        self.cycle = exchange  # type: ignore[assignment]
+        if busy:
+            self.pipeline.appendleft((exchange, self.app))  # type: ignore[arg-type]
+        else:
+            self._activate(exchange)
+
+    def on_body(self, body: bytes) -> None:
+        exchange = self._incoming
+        if exchange is None:
+            super().on_body(body)
+            return
+        exchange.feed(body)
+        if exchange is self._active and exchange.unread:
+            self._serve(exchange)
+
+    def on_message_complete(self) -> None:
+        self._reading = _Reading.NOTHING
+        exchange, self._incoming = self._incoming, None
+        if exchange is None:
+            super().on_message_complete()
+            return
+        exchange.feed_end()
+        if exchange is self._active:
+            self._serve(exchange)
+
+    # ---------------------------------------------------------------- exchanges
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        if isinstance(cycle, Exchange):
+            self._activate(cycle)
+        else:
+            self._active = None
+            super()._start_asgi_task(cycle, app)
+
+    def _activate(self, exchange: Exchange) -> None:
+        """Make it the one that is answered now; begin when it is whole, or at once to ask whether to read on."""
+        self._active = exchange
+        self._ahead_bytes = 0
+        if exchange.complete or exchange.unread:
+            self._serve(exchange)
+
+    def _serve(self, exchange: Exchange) -> None:
+        if exchange.begun:
+            return
+        exchange.begun = True
+        task = self.loop.create_task(self.relay.serve(exchange))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    def _exchanges(self) -> list[Exchange]:
+        waiting: list[Any] = [cycle for cycle, _ in self.pipeline]
+        return [cycle for cycle in (*waiting, self._active) if isinstance(cycle, Exchange)]
+
+    def _peer(self) -> str:
+        if self._peer_address is None:
+            host = self.client[0].partition("%")[0] if self.client else ""
+            mapped = ip_address(host).ipv4_mapped if host.startswith("::ffff:") else None  # type: ignore[union-attr]
+            self._peer_address = str(mapped or host)
+        return self._peer_address
+
+    # ---------------------------------------------------------------- exchange.Line
+
+    def write(self, data: bytes) -> None:
+        self.transport.write(data)
+
+    def write_all(self, parts: list[bytes]) -> None:
+        self.transport.writelines(parts)
+
+    def hold(self) -> None:
+        self.flow.pause_reading()
+
+    def go_on(self) -> None:
+        self.flow.resume_reading()
+
+    def answered(self, exchange: Exchange, reusable: bool) -> None:
+        if reusable:
+            self.on_response_complete()
+        elif exchange.complete:
+            self.server_state.total_requests += 1
+            self.transport.close()
+        else:
+            self._linger()
+
+    def break_off(self) -> None:
+        self.transport.abort()
+
+    def date(self) -> list[Header]:
+        return self.server_state.default_headers
+
+    # ---------------------------------------------------------------- bounds
+
+    def on_response_complete(self) -> None:
+        if self._reading is _Reading.BODY and self._incoming is None:
+            self._linger()  # the application answered without wanting the body
+            return
+        super().on_response_complete()
+
+    def _linger(self) -> None:
+        """Close, but drop what the caller still sends for a moment, so that a reset does not eat the answer."""
+        self._lingering = True
+        self.flow.resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.loop.call_later(LINGER_S, self.transport.abort)
+
+    def _refuse(self, message: str) -> None:
+        """Answer what can't be answered as a request; after a running answer only close."""
+        if self._exchanges() and not all(e.response_complete for e in self._exchanges()):
+            self._lingering = True
+            self.shutdown()
+            return
+        self.send_400_response(message)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer in the caller's format rather than uvicorn's plain text."""
+        request_id = new_id("sbx_req_")
+        body = envelope("invalid_request_error", msg, "request_invalid", request_id)
+        head = (
+            f"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+            f"x-signalbox-request-id: {request_id}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self._linger()
+
+    def _bound_reading(self, count: int) -> None:
+        if self._reading is _Reading.NOTHING:
+            if self._read_timer is not None:
+                self._read_timer.cancel()
+                self._read_timer = None
+            return
+        self._read_at_s = self.loop.time()
+        if self._reading is _Reading.HEAD:
+            self._head_bytes += count
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._refuse(f"The request's head is larger than {MAX_HEAD_BYTES} bytes.")
+                return
+        if self._active is not None and self._incoming is not self._active and not self._active.response_complete:
+            self._ahead_bytes += count
+            if self._ahead_bytes > MAX_AHEAD_BYTES:
+                self.flow.pause_reading()  # the next requests wait in the kernel; on_response_complete reads on
+        if self._read_timer is None:
+            self._read_timer = self.loop.call_at(self._reading_deadline_s(), self._reading_expired)
+
+    def _reading_deadline_s(self) -> float:
+        if self._reading is _Reading.HEAD:
+            return self._reading_since_s + self.settings.head_timeout_s
+        return min(self._read_at_s + self.settings.body_timeout_s, self._reading_since_s + MAX_BODY_S)
+
+    def _reading_expired(self) -> None:
+        self._read_timer = None
+        if self._reading is _Reading.NOTHING or self.transport.is_closing():
+            return
+        deadline_s = self._reading_deadline_s()
+        if self.loop.time() < deadline_s or self.flow.read_paused:
+            at_s = max(deadline_s, self.loop.time() + 1.0)
+            self._read_timer = self.loop.call_at(at_s, self._reading_expired)
+        elif self._incoming is not None:
+            if self._incoming is self._active:
+                self._incoming.stalled()
+                self._serve(self._incoming)
+            else:
+                self.shutdown()
+        else:
+            self.transport.abort()
+
+
+def _body_length(headers: list[Header]) -> int | None:
+    """Return the body's length as declared, None where it is chunked. llhttp has refused contradictions."""
+    length: int | None = 0
+    for name, value in headers:
+        if name == b"content-length":
+            length = int(value)
+        elif name == b"transfer-encoding":
+            return None
+    return length

@@ -1,0 +1,36 @@
+"""Which request targets are relayed, under which prefixes, and what of the query goes on to the provider."""
+
+from functools import lru_cache
+from re import compile as regex
+
+PREFIXES = (b"/api", b"/claude", b"/anthropic")
+RELAYED = {b"/v1/messages": "messages", b"/v1/messages/count_tokens": "count_tokens"}
+UPSTREAM_PATHS = {route: path for path, route in RELAYED.items()}
+
+_SLASHES = regex(rb"//+")
+
+
+@lru_cache(maxsize=1024)
+def plain_path(path: bytes) -> bytes:
+    """Return `path` with runs of slashes collapsed and the prefix, if any, taken off."""
+    path = _SLASHES.sub(b"/", path)
+    for prefix in PREFIXES:
+        if path == prefix:
+            return b"/"
+        if path.startswith(prefix + b"/"):
+            return path[len(prefix):]
+    return path
+
+
+def relayed_route(method: bytes, path: bytes) -> str | None:
+    """Return the name of the route that relays this request, or None."""
+    if method != b"POST":
+        return None
+    return RELAYED.get(path) or RELAYED.get(plain_path(path))
+
+
+def forwarded_query(query: bytes) -> bytes:
+    """Return the query as sent, but for `key`, which would carry a relay key to the provider."""
+    if b"key=" not in query:
+        return query
+    return b"&".join(part for part in query.split(b"&") if part.partition(b"=")[0].lower() != b"key")

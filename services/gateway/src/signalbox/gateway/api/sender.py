@@ -1,0 +1,194 @@
+"""One attempt carried out: credential, connection, journal, bytes. The order is the one that the invariants want.
+
+The intent is on disk before the first byte leaves; the outcome is written before the lease is settled.
+"""
+
+import asyncio
+from dataclasses import dataclass
+
+from signalbox.core.clock import Clock
+from signalbox.gateway.adapters.upstream import Connection
+from signalbox.gateway.adapters.upstream_pool import Route, Unreachable, UpstreamPool, origin_of
+from signalbox.gateway.api.answers import begin_providers
+from signalbox.gateway.api.driver import Driver
+from signalbox.gateway.api.exchange import ClientGone, Exchange
+from signalbox.gateway.api.routes import UPSTREAM_PATHS, forwarded_query
+from signalbox.gateway.domain import records
+from signalbox.gateway.domain.attempt import Attempt, Ending, ResponseHead
+from signalbox.gateway.domain.buffers import Buffers
+from signalbox.gateway.domain.order import Order
+from signalbox.gateway.domain.ports import (
+    Credential,
+    Credentials,
+    CredentialUnusable,
+    Journal,
+    OpenLease,
+    Scheduler,
+)
+from signalbox.gateway.domain.request import Course
+from signalbox.gateway.domain.sending import request_head
+from signalbox.gateway.domain.usage import token_usage
+from signalbox.v1.scheduler_pb2 import AdmitResponse, Grant
+from signalbox.v1.usage_pb2 import AttemptEvent
+from signalbox.wire.request import rewrite_model
+
+
+@dataclass(frozen=True, slots=True)
+class _Sending:
+    """All that one attempt is made of."""
+
+    exchange: Exchange
+    order: Order
+    grant: Grant
+    attempt: Attempt
+    event: AttemptEvent
+    credential: Credential
+
+    def message(self) -> tuple[bytes, bytes]:
+        """Return the head and the body that leave for the provider."""
+        facts, exchange = self.order.facts, self.exchange
+        assert facts is not None
+        body = exchange.body
+        if self.grant.send_model != facts.model:
+            body = rewrite_model(body, facts, self.grant.send_model)
+        origin = origin_of(self.grant.base_url)
+        target = origin.path + UPSTREAM_PATHS[self.order.route]
+        query = forwarded_query(exchange.query)
+        head = request_head(
+            target + b"?" + query if query else target, origin.authority, exchange.headers, self.credential.headers,
+            len(body),
+        )
+        return head, body
+
+
+class Sender:
+    """Carries attempts out; knows those that run."""
+
+    def __init__(
+        self, *, clock: Clock, scheduler: Scheduler, credentials: Credentials, journal: Journal, pool: UpstreamPool,
+        buffers: Buffers, client_stall_s: float,
+    ) -> None:
+        self._clock = clock
+        self._scheduler = scheduler
+        self._credentials = credentials
+        self._journal = journal
+        self._pool = pool
+        self._buffers = buffers
+        self._client_stall_s = client_stall_s
+        self._running: set[Driver] = set()
+        self._stopping = False
+
+    def stop(self) -> None:
+        """End what runs, each stream with a typed error; what comes later ends before its first byte."""
+        self._stopping = True
+        for driver in list(self._running):
+            driver.stop()
+
+    async def attempt(self, exchange: Exchange, order: Order, course: Course, answer: AdmitResponse) -> Ending:
+        """Make the attempt that `answer` grants and return how it ended.
+
+        Raises JournalUnwritable when nothing could be sent for that reason, ClientGone when nobody waited any more
+        before anything was written; then there is no record of it and the lease is the caller's to settle.
+        """
+        grant = answer.grant
+        credential = await self._credential(grant)
+        if exchange.gone:
+            raise ClientGone
+        started_s = self._clock.monotonic_s()
+        event = records.intent(order, answer, self._clock.now_ms())
+        if isinstance(credential, CredentialUnusable):
+            self._journal.begin(event)
+            return self._ended(event, records.without_credential(credential), started_s)
+        course.credential_version = credential.version
+        attempt = Attempt(
+            streamed=order.streamed, counted=order.route == "messages", request_id=order.request_id,
+            limits=records.limits_of(grant, self._client_stall_s), now_s=started_s,
+        )
+        sending = _Sending(exchange, order, grant, attempt, event, credential)
+        connection = await self._begin(sending, course)
+        if connection is not None:
+            await self._exchange_bytes(sending, connection)
+        assert attempt.ending is not None
+        attempt.ending.first_content_s = attempt.first_content_s
+        return self._ended(event, attempt.ending, started_s)
+
+    async def _credential(self, grant: Grant) -> Credential | CredentialUnusable:
+        cached = self._credentials.cached(grant.account_id)
+        if cached is not None:
+            return cached
+        try:
+            return await self._credentials.get(grant.account_id)
+        except CredentialUnusable as e:
+            return e
+
+    async def _begin(self, sending: _Sending, course: Course) -> Connection | None:
+        """Write the intent and return a connection, or None when the attempt ended for want of one."""
+        grant, attempt, event = sending.grant, sending.attempt, sending.event
+        route = Route(grant.account_id, grant.base_url, sending.credential.proxy_url)
+        kept = None if course.needs_new_connection else self._pool.take(route, course.max_idle_s(grant))
+        if kept is not None:
+            event.sent = attempt.reused = True
+            try:
+                self._journal.begin(event)
+            except BaseException:
+                self._pool.put_back(kept)
+                raise
+            return kept
+        self._journal.begin(event)
+        connection = await self._connect(sending.exchange, attempt, route)
+        if connection is not None:
+            self._journal.note(event, records.sent(event))
+            attempt.connected(self._clock.monotonic_s())
+        return connection
+
+    async def _connect(self, exchange: Exchange, attempt: Attempt, route: Route) -> Connection | None:
+        dialling = asyncio.ensure_future(self._pool.connect(route, attempt.limits.connect_s))
+        exchange.on_gone = dialling.cancel
+        try:
+            return await dialling
+        except Unreachable as e:
+            attempt.unreachable(timed_out=e.timed_out)
+        except asyncio.CancelledError:
+            if not exchange.gone:
+                raise
+            attempt.client_gone()
+        finally:
+            exchange.on_gone = None
+        return None
+
+    async def _exchange_bytes(self, sending: _Sending, connection: Connection) -> None:
+        """Send the request and move bytes until the attempt has ended."""
+        attempt, event, grant = sending.attempt, sending.event, sending.grant
+        lease = OpenLease(grant.lease_id, grant.lease_token)
+
+        def begin(head: ResponseHead, length: int | None) -> None:
+            begin_providers(sending.exchange, sending.order, head, length)
+
+        def message_started() -> None:
+            assert attempt.reader is not None
+            lease.usage, lease.served_model = token_usage(attempt.reader.usage), attempt.reader.model
+            self._journal.note(event, records.started(event, lease.usage, lease.served_model))
+
+        driver = Driver(
+            attempt, sending.exchange, connection, lease, self._buffers, begin=begin, on_message_start=message_started,
+        )
+        self._running.add(driver)
+        self._scheduler.track(lease)
+        driver.start(*sending.message())
+        if self._stopping:
+            driver.stop()
+        try:
+            await driver.done
+        finally:
+            self._running.discard(driver)
+
+    def _ended(self, event: AttemptEvent, ending: Ending, started_s: float) -> Ending:
+        ending.duration_ms = _ms(self._clock.monotonic_s() - started_s)
+        ending.ttft_ms = _ms(ending.first_content_s - started_s) if ending.first_content_s is not None else 0
+        self._journal.end(event, records.outcome(event, ending))
+        return ending
+
+
+def _ms(seconds: float) -> int:
+    """Return milliseconds, at least one: zero would say that there was nothing to measure."""
+    return max(1, round(seconds * 1000))

@@ -1,0 +1,455 @@
+"""One relayed attempt as a state machine without input or output: bytes, time and losses in; what to forward out.
+
+It knows the commit point, the time limits, frame boundaries, truncation and usage. Whether to try again, and
+what the caller is told then, is decided in request.py; sockets, timers and the journal belong to the driver.
+
+        sent            head             content             last byte
+WAITING ────▶ (headers) ────▶ HOLDING ──────────▶ STREAMING ──────────▶ ENDED     streamed answer
+                              HOLDING ───────────────────────────────▶ ENDED     whole answer, or a provider's error
+
+Nothing reaches the caller in WAITING and HOLDING, so an attempt that ends there may be made again elsewhere.
+After that the answer ends whole or with a typed error event, never with an end that looks clean and is not.
+"""
+
+import json
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from signalbox.gateway.domain.usage import token_usage
+from signalbox.v1.common_pb2 import (
+    OUTCOME_CLIENT_GONE,
+    OUTCOME_OK,
+    OUTCOME_TIMEOUT,
+    OUTCOME_TRUNCATED,
+    OUTCOME_UPSTREAM_ERROR,
+    Outcome,
+    TokenUsage,
+)
+from signalbox.wire.errors import Verdict, classify, sse_error_event
+from signalbox.wire.sse import StreamReader
+from signalbox.wire.usage import usage_of_message
+
+MAX_ANSWER_BYTES = 32 << 20
+MAX_ERROR_BYTES = 1 << 20
+MAX_PRELUDE_BYTES = 1 << 20
+FIRST_ERROR_STATUS = 400
+
+Headers = list[tuple[bytes, bytes]]
+
+
+class Lost(Enum):
+    """How an upstream connection ended without a whole answer."""
+
+    RESET = auto()       # before the answer's head was complete
+    CUT = auto()         # inside the answer
+    MALFORMED = auto()   # what came was not HTTP
+
+
+class Trouble(Enum):
+    """Why an attempt failed before the commit point; the value is what the ledger shows as the reason."""
+
+    UNREACHABLE = "unreachable"
+    STALE = "stale_connection"      # a reused connection died before it answered: the account may be well
+    RESET = "reset"
+    CUT = "cut"
+    SILENT = "timeout"
+    BROKEN = "broken_answer"        # not HTTP, not the asked content type, too large
+    PROVIDER = "provider_error"     # the provider's own error; the verdict tells what it means
+    OVERFLOW = "overloaded"         # the answer does not fit in this process's memory
+    STOPPING = "gateway_stopping"
+    CREDENTIAL = "credential"       # there is none to send
+
+
+class Finish(Enum):
+    """What the driver does with the caller's side when the attempt is over."""
+
+    WHOLE = auto()   # end the message as HTTP wants it: the answer is complete, or says itself that it is not
+    BREAK = auto()   # cut the connection: the answer is not complete and can't say so
+    NOTHING = auto() # nothing was forwarded, or nobody is there to forward to
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseHead:
+    """A provider's status and headers (lower-case names, in order)."""
+
+    status: int
+    headers: Headers
+    until_close: bool = False    # the body ends with the connection, so a cut looks like an end
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long each part of an attempt may take, seconds."""
+
+    connect_s: float
+    headers_s: float
+    headers_unstreamed_s: float
+    first_content_s: float
+    idle_s: float
+    total_s: float
+    client_stall_s: float = 120.0
+
+
+@dataclass(slots=True)
+class Step:
+    """What one input caused: a head and bytes for the caller, in this order, then perhaps the end."""
+
+    head: ResponseHead | None = None
+    data: bytes = b""
+    finish: Finish | None = None
+
+
+@dataclass(slots=True)
+class Ending:
+    """How an attempt ended, for the request's decision, the scheduler and the ledger."""
+
+    outcome: Outcome
+    reason: str = ""
+    status: int = 0
+    committed: bool = False
+    had_content: bool = False
+    usage: TokenUsage | None = None
+    served_model: str = ""
+    estimated: bool = False
+    trouble: Trouble | None = None          # why it failed before the commit point
+    verdict: Verdict | None = None
+    transient: bool = False                 # of a missing credential: it will heal by itself
+    first_content_s: float | None = None    # monotonic
+    ttft_ms: int = 0
+    duration_ms: int = 0
+    head: ResponseHead | None = None        # as the provider sent it
+    answer: ResponseHead | None = None      # the provider's own error, to be passed on where the request says so
+    answer_body: bytes = field(default=b"", repr=False)
+
+    @property
+    def retry_after_ms(self) -> int:
+        """When the provider expects success, milliseconds from then; 0 where it did not say."""
+        after_s = self.verdict.retry_after_s if self.verdict is not None else None
+        return int(after_s * 1000) if after_s else 0
+
+
+class _Phase(Enum):
+    WAITING = auto()
+    HOLDING = auto()
+    STREAMING = auto()
+    ENDED = auto()
+
+
+_NONE = Step()
+
+
+class Attempt:
+    """Feed it what happens, carry out each Step, call `tick` when `deadline_s` has passed. Times are monotonic."""
+
+    def __init__(self, *, streamed: bool, counted: bool, limits: Limits, request_id: str, now_s: float) -> None:
+        """`counted` is False for count_tokens, whose answer is free."""
+        self._streamed = streamed
+        self._counted = counted
+        self.limits = limits
+        self._request_id = request_id
+        self.reused = False     # on a kept connection, which may have been closed by the provider meanwhile
+        self._phase = _Phase.WAITING
+        self._started_s = self._sent_s = self._last_s = now_s
+        self._head_s = 0.0
+        self._paused_s: float | None = None
+        self._head: ResponseHead | None = None
+        self._held: list[bytes] = []
+        self._held_bytes = 0
+        self._reader: StreamReader | None = None
+        self.first_content_s: float | None = None
+        self.ending: Ending | None = None
+
+    # ---------------------------------------------------------------- what bytes tell
+
+    @property
+    def head(self) -> ResponseHead | None:
+        """The provider's head, once it is there."""
+        return self._head
+
+    @property
+    def reader(self) -> StreamReader | None:
+        """The stream's reader, where a stream is being relayed: served model, usage so far, delta bytes."""
+        return self._reader
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes withheld from the caller until the commit point."""
+        return self._held_bytes
+
+    def received(self, head: ResponseHead | None, data: bytes, whole: bool, now_s: float) -> Step:
+        """Take what one read gave: perhaps the head, body bytes, and whether the message ended by its framing."""
+        self._last_s = now_s
+        if self._phase is _Phase.STREAMING:
+            return self._stream_on(data, whole)
+        if self._phase is _Phase.ENDED:
+            return _NONE
+        if head is not None:
+            self._head, self._head_s, self._phase = head, now_s, _Phase.HOLDING
+            if not self._open(head):
+                return self._fail(Trouble.BROKEN, "unexpected_answer")
+        return self._hold(data, whole, now_s)
+
+    def lost(self, how: Lost, now_s: float) -> Step:
+        """Learn that the upstream connection ended early."""
+        if self._phase is _Phase.ENDED:
+            return _NONE
+        if self._phase is _Phase.STREAMING:
+            return self._end_stream("cut", OUTCOME_TRUNCATED)
+        if how is Lost.MALFORMED:
+            return self._fail(Trouble.BROKEN, "malformed_http")
+        if how is Lost.CUT:
+            return self._fail(Trouble.CUT, "cut", OUTCOME_TRUNCATED)
+        return self._fail(Trouble.STALE if self.reused else Trouble.RESET, "reset")
+
+    def connected(self, now_s: float) -> None:
+        """Note that the request is being handed to the socket: from now on the provider is waited for."""
+        self._sent_s = self._last_s = now_s
+
+    # ---------------------------------------------------------------- what time and people tell
+
+    @property
+    def deadline_s(self) -> float:
+        """When `tick` has something to do unless something happens before; infinite once ended."""
+        return self._deadline()[0]
+
+    def tick(self, now_s: float) -> Step:
+        """Let time pass."""
+        deadline_s, reason = self._deadline()
+        if now_s < deadline_s:
+            return _NONE
+        if reason == "client_stall":
+            return self.client_gone()
+        if self._phase is _Phase.STREAMING:
+            return self._end_stream(reason, OUTCOME_TIMEOUT)
+        return self._fail(Trouble.SILENT, reason, OUTCOME_TIMEOUT)
+
+    def paused(self, now_s: float) -> None:
+        """Note that the caller does not keep up, so that silence is not the provider's fault."""
+        self._paused_s = now_s
+
+    def resumed(self, now_s: float) -> None:
+        """Note that the caller reads on."""
+        self._paused_s = None
+        self._last_s = now_s
+
+    def client_gone(self) -> Step:
+        """Learn that nobody waits for the answer any more."""
+        if self._phase is _Phase.ENDED:
+            return _NONE
+        if self._reader is not None and self._reader.stopped and self._phase is _Phase.STREAMING:
+            return self._end_ok(Finish.NOTHING)
+        return self._end(Finish.NOTHING, OUTCOME_CLIENT_GONE, "client_gone", self._phase is _Phase.STREAMING)
+
+    def stop(self) -> Step:
+        """End now because this gateway must stop."""
+        if self._phase is _Phase.ENDED:
+            return _NONE
+        if self._phase is _Phase.STREAMING:
+            return self._end_stream(Trouble.STOPPING.value, OUTCOME_TRUNCATED)
+        return self._fail(Trouble.STOPPING, Trouble.STOPPING.value)
+
+    def overflow(self) -> Step:
+        """End now because what is withheld does not fit in memory."""
+        return self._fail(Trouble.OVERFLOW, Trouble.OVERFLOW.value)
+
+    # ---------------------------------------------------------------- before the commit point
+
+    def _open(self, head: ResponseHead) -> bool:
+        """Whether the head is one that this request may get."""
+        if head.status >= FIRST_ERROR_STATUS:
+            return True
+        if head.status != 200 or _encoded(head.headers):
+            return False
+        kind = _content_type(head.headers)
+        if self._streamed:
+            self._reader = StreamReader()
+            return kind == b"text/event-stream"
+        return kind == b"application/json"
+
+    def _hold(self, data: bytes, whole: bool, now_s: float) -> Step:
+        assert self._head is not None
+        reader = self._reader
+        if reader is not None:
+            return self._hold_prelude(reader, data, whole, now_s)
+        if data:
+            self._held.append(data)
+            self._held_bytes += len(data)
+        if self._held_bytes > (MAX_ERROR_BYTES if self._head.status >= FIRST_ERROR_STATUS else MAX_ANSWER_BYTES):
+            return self._fail(Trouble.BROKEN, "answer_too_large")
+        return self._end_whole(self._head, b"".join(self._held)) if whole else _NONE
+
+    def _hold_prelude(self, reader: StreamReader, data: bytes, whole: bool, now_s: float) -> Step:
+        frames = reader.feed(data)
+        if reader.content_seen:
+            return self._commit(frames, whole, now_s)
+        if reader.error is not None:
+            return self._fail_by_frame(reader)
+        if frames:
+            self._held.append(frames)
+            self._held_bytes += len(frames)
+        if whole:
+            return self._fail(Trouble.CUT, "ended_without_content", OUTCOME_TRUNCATED)
+        if self._held_bytes > MAX_PRELUDE_BYTES:
+            return self._fail(Trouble.BROKEN, "endless_prelude")
+        return _NONE
+
+    def _commit(self, frames: bytes, whole: bool, now_s: float) -> Step:
+        self._phase = _Phase.STREAMING
+        self.first_content_s = now_s
+        self._held.append(frames)
+        data = b"".join(self._held)
+        self._release()
+        if not whole:
+            return Step(self._head, data)
+        last = self._end_of_stream()
+        return Step(self._head, data + last.data, last.finish)
+
+    def _end_whole(self, head: ResponseHead, body: bytes) -> Step:
+        if head.status >= FIRST_ERROR_STATUS:
+            return self._fail_by_answer(head, body)
+        found = usage_of_message(body)
+        if head.until_close and not _is_json(body):
+            return self._fail(Trouble.CUT, "cut", OUTCOME_TRUNCATED)
+        self._release()
+        self.first_content_s = self._last_s
+        self._phase = _Phase.ENDED
+        billed = self._counted and found is not None
+        self.ending = Ending(
+            OUTCOME_OK, status=head.status, committed=True, had_content=self._counted, head=head,
+            usage=token_usage(found.usage) if found is not None and billed else None,
+            served_model=found.model if found is not None and billed else "",
+        )
+        return Step(head, body, Finish.WHOLE)
+
+    def _fail_by_answer(self, head: ResponseHead, body: bytes) -> Step:
+        verdict = classify(head.status, head.headers, body)
+        step = self._fail(Trouble.PROVIDER, verdict.error_class.value)
+        self._keep_error(verdict, head, body)
+        return step
+
+    def _fail_by_frame(self, reader: StreamReader) -> Step:
+        """An `error` frame before content counts as its status, with the frame's data as the body."""
+        assert self._head is not None
+        assert reader.error is not None
+        frame = reader.error
+        verdict = classify(frame.status, self._head.headers, frame.raw)
+        kept = [(n, v) for n, v in self._head.headers if n not in (b"content-type", b"content-length")]
+        head = ResponseHead(frame.status, [*kept, (b"content-type", b"application/json")])
+        step = self._fail(Trouble.PROVIDER, verdict.error_class.value)
+        self._keep_error(verdict, head, frame.raw)
+        return step
+
+    def _keep_error(self, verdict: Verdict, head: ResponseHead, body: bytes) -> None:
+        assert self.ending is not None
+        self.ending.status = head.status
+        self.ending.verdict = verdict
+        self.ending.answer = head
+        self.ending.answer_body = body
+
+    # ---------------------------------------------------------------- after it
+
+    def _stream_on(self, data: bytes, whole: bool) -> Step:
+        assert self._reader is not None
+        frames = self._reader.feed(data) if data else b""
+        if not whole:
+            return Step(None, frames)
+        last = self._end_of_stream()
+        return Step(None, frames + last.data, last.finish)
+
+    def _end_of_stream(self) -> Step:
+        """The provider ended the message; whether that is the end of the answer its frames tell."""
+        assert self._reader is not None
+        if self._reader.stopped:
+            return self._end_ok(Finish.WHOLE, self._reader.flush())
+        return self._end_stream("message_stop_missing", OUTCOME_TRUNCATED)
+
+    def _end_stream(self, reason: str, outcome: Outcome) -> Step:
+        """End a stream that stopped before its end, unless it had said all or had named its own error."""
+        reader = self._reader
+        assert reader is not None
+        if reader.stopped:
+            return self._end_ok(Finish.WHOLE)
+        if reader.error is not None:
+            verdict = classify(reader.error.status, self._head.headers if self._head else [], reader.error.raw)
+            step = self._end(Finish.WHOLE, OUTCOME_UPSTREAM_ERROR, verdict.error_class.value, committed=True)
+            assert self.ending is not None
+            self.ending.verdict = verdict
+            return step
+        step = self._end(Finish.WHOLE, outcome, reason, committed=True)
+        if reader.inside_frame:
+            step.finish = Finish.BREAK
+        else:
+            step.data = sse_error_event(
+                "api_error", "The provider's answer broke off; what came before is all there is.",
+                "upstream_truncated", self._request_id,
+            )
+        return step
+
+    # ---------------------------------------------------------------- endings
+
+    def unreachable(self, *, timed_out: bool) -> None:
+        """End an attempt whose connection could not be made."""
+        reason = "connect_timeout" if timed_out else Trouble.UNREACHABLE.value
+        self._fail(Trouble.UNREACHABLE, reason, OUTCOME_TIMEOUT if timed_out else OUTCOME_UPSTREAM_ERROR)
+
+    def _fail(self, trouble: Trouble, reason: str, outcome: Outcome = OUTCOME_UPSTREAM_ERROR) -> Step:
+        step = self._end(Finish.NOTHING, outcome, reason, committed=False)
+        assert self.ending is not None
+        self.ending.trouble = trouble
+        return step
+
+    def _end_ok(self, finish: Finish, data: bytes = b"") -> Step:
+        step = self._end(finish, OUTCOME_OK, "", committed=True)
+        step.data = data
+        return step
+
+    def _end(self, finish: Finish, outcome: Outcome, reason: str, committed: bool) -> Step:
+        self._phase = _Phase.ENDED
+        self._release()
+        ending = Ending(outcome, reason, self._head.status if self._head else 0, committed, head=self._head)
+        if self._reader is not None and committed:
+            usage, ending.estimated = self._reader.billed()
+            ending.usage = token_usage(usage)
+            ending.had_content = True
+        if self._reader is not None:
+            ending.served_model = self._reader.model
+        self.ending = ending
+        return Step(finish=finish)
+
+    def _release(self) -> None:
+        self._held = []
+        self._held_bytes = 0
+
+    def _deadline(self) -> tuple[float, str]:
+        limits = self.limits
+        total = (self._started_s + limits.total_s, "total_timeout")
+        if self._phase is _Phase.ENDED:
+            return float("inf"), ""
+        if self._phase is _Phase.WAITING:
+            wait_s = limits.headers_s if self._streamed else limits.headers_unstreamed_s
+            return min((self._sent_s + wait_s, "headers_timeout"), total)
+        if self._paused_s is not None:
+            return min((self._paused_s + limits.client_stall_s, "client_stall"), total)
+        soonest = min((self._last_s + limits.idle_s, "idle_timeout"), total)
+        if self._phase is _Phase.HOLDING and self._reader is not None:
+            return min((self._head_s + limits.first_content_s, "first_content_timeout"), soonest)
+        return soonest
+
+
+def _content_type(headers: Headers) -> bytes:
+    for name, value in headers:
+        if name == b"content-type":
+            return value.partition(b";")[0].strip().lower()
+    return b""
+
+
+def _encoded(headers: Headers) -> bool:
+    return any(n == b"content-encoding" and v.strip().lower() not in (b"", b"identity") for n, v in headers)
+
+
+def _is_json(body: bytes) -> bool:
+    try:
+        json.loads(body)
+    except ValueError:
+        return False
+    return True

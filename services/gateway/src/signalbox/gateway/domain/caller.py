@@ -1,0 +1,83 @@
+"""Who is calling, by what the request itself presents: the relay key, the source address, the session.
+
+Whether the key may is the scheduler's decision; here it is only found and hashed.
+"""
+
+import hmac
+from collections.abc import Iterable, Sequence
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+
+from signalbox.core import keys
+from signalbox.gateway.domain.refusal import Refusal
+
+KEY_HEADERS = frozenset((b"x-api-key", b"authorization", b"x-goog-api-key", b"api-key"))
+SESSION_DIGEST_BYTES = 16
+
+Header = tuple[bytes, bytes]
+Network = IPv4Network | IPv6Network
+
+
+def key_hash(headers: Iterable[Header]) -> bytes:
+    """Return the 32 bytes under which the presented key is known.
+
+    Raises Refusal: `key_missing`, `key_conflict` (two different ones), `key_invalid` (can't be a key).
+    """
+    found = b""
+    for name, value in headers:
+        if name not in KEY_HEADERS:
+            continue
+        presented = _bearer(value) if name == b"authorization" else value.strip()
+        if not presented:
+            continue
+        if found and presented != found:
+            raise Refusal("key_conflict", "The request presents two different keys; send one.")
+        found = presented
+    if not found:
+        raise Refusal("key_missing", "Send your relay key in x-api-key or as Authorization: Bearer.")
+    try:
+        text = found.decode()
+    except UnicodeDecodeError:
+        text = ""
+    if not keys.is_acceptable(text):
+        raise Refusal("key_invalid", "This is not a relay key.")
+    return keys.digest(found)
+
+
+def _bearer(value: bytes) -> bytes:
+    scheme, _, token = value.strip().partition(b" ")
+    return token.strip() if scheme.lower() == b"bearer" else b""
+
+
+def source_address(peer: str, headers: Iterable[Header], trusted: Sequence[Network]) -> str:
+    """Return the caller's address: the peer's, or the last one in X-Forwarded-For that no trusted proxy has."""
+    if not trusted or not _trusted(peer, trusted):
+        return peer
+    hops = [
+        hop.strip()
+        for name, value in headers if name == b"x-forwarded-for"
+        for hop in value.decode("latin-1").split(",")
+    ]
+    for hop in reversed(hops):
+        if _parse(hop) is None:
+            return peer
+        if not _trusted(hop, trusted):
+            return hop
+    return hops[0] if hops else peer
+
+
+def _parse(address: str) -> IPv4Address | IPv6Address | None:
+    try:
+        parsed = ip_address(address)
+    except ValueError:
+        return None
+    return parsed.ipv4_mapped or parsed if isinstance(parsed, IPv6Address) else parsed
+
+
+def _trusted(address: str, trusted: Sequence[Network]) -> bool:
+    parsed = _parse(address)
+    return parsed is not None and any(parsed in network for network in trusted)
+
+
+def session_digest(secret: bytes, key: bytes, session: bytes) -> bytes:
+    """Return the name under which a conversation is pinned: keyed, scoped by relay key, not to be turned back."""
+    return hmac.digest(secret, b"session\0" + key + session, "sha256")[:SESSION_DIGEST_BYTES]

@@ -1,0 +1,94 @@
+"""What the way an attempt ended means: for the request (where to try next), the account, and the caller.
+
+One table for what went wrong on the way, one for what a provider said; sources are the contract's error paragraph
+and the table of faults. How long an account rests without a stated time is the scheduler's decision.
+"""
+
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from signalbox.gateway.domain.attempt import Ending, Trouble
+from signalbox.v1.scheduler_pb2 import AccountEffect
+from signalbox.wire.errors import ErrorClass, Verdict
+
+
+class Direction(Enum):
+    """Where a request may be tried again."""
+
+    NOWHERE = auto()
+    IN_PLACE = auto()    # once more on the same account, then elsewhere
+    ELSEWHERE = auto()
+    REFRESH = auto()     # once more with a new credential, then elsewhere
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """`accounts_own`: the error is about the account and not shown to callers; `limited`: shown as pool_limited."""
+
+    direction: Direction
+    effect: AccountEffect
+    accounts_own: bool = False
+    limited: bool = False
+
+
+def _cool(reason: str) -> AccountEffect:
+    return AccountEffect(kind=AccountEffect.COOL, reason=reason)
+
+
+def _bench(reason: str) -> AccountEffect:
+    return AccountEffect(kind=AccountEffect.BENCH, reason=reason)
+
+
+NO_EFFECT = AccountEffect()
+_FINE = Meaning(Direction.NOWHERE, NO_EFFECT)
+
+_BY_TROUBLE = {
+    Trouble.UNREACHABLE: Meaning(Direction.ELSEWHERE, _cool("Unreachable")),
+    Trouble.STALE: Meaning(Direction.IN_PLACE, NO_EFFECT),
+    Trouble.RESET: Meaning(Direction.IN_PLACE, _cool("Unreachable")),
+    Trouble.CUT: Meaning(Direction.ELSEWHERE, _cool("Failing")),
+    Trouble.SILENT: Meaning(Direction.ELSEWHERE, _cool("Failing")),
+    Trouble.BROKEN: Meaning(Direction.ELSEWHERE, _cool("Failing")),
+    Trouble.OVERFLOW: _FINE,
+    Trouble.STOPPING: _FINE,
+}
+
+_BY_CLASS = {
+    ErrorClass.CALLER: _FINE,
+    ErrorClass.CONFLICT: Meaning(Direction.IN_PLACE, NO_EFFECT),
+    ErrorClass.CREDENTIAL: Meaning(Direction.REFRESH, _bench("CredentialInvalid"), accounts_own=True),
+    ErrorClass.BILLING: Meaning(Direction.ELSEWHERE, _bench("BillingError"), accounts_own=True),
+    ErrorClass.DISABLED: Meaning(Direction.ELSEWHERE, _bench("AccountDisabled"), accounts_own=True),
+    ErrorClass.ORGANIZATION_ON_HOLD: Meaning(Direction.NOWHERE, _bench("OrganizationOnHold")),
+    ErrorClass.SERVER: Meaning(Direction.IN_PLACE, _cool("Failing")),
+}
+
+
+def meaning_of(ending: Ending, sent_model: str, now_ms: int) -> Meaning:
+    """Return what `ending` means. `now_ms` is the wall clock, Unix milliseconds."""
+    if ending.trouble is Trouble.CREDENTIAL:
+        effect = _cool(ending.reason) if ending.transient else _bench(ending.reason)
+        return Meaning(Direction.ELSEWHERE, effect, accounts_own=True)
+    if ending.verdict is not None:
+        return _meaning_of_verdict(ending.verdict, sent_model, now_ms)
+    if ending.trouble is not None:
+        return _BY_TROUBLE[ending.trouble]
+    broke_off = ending.committed and ending.reason and ending.reason not in _OWN_ENDS
+    return Meaning(Direction.NOWHERE, _cool("Failing")) if broke_off else _FINE
+
+
+_OWN_ENDS = frozenset((Trouble.STOPPING.value, "client_gone"))
+
+
+def _meaning_of_verdict(verdict: Verdict, sent_model: str, now_ms: int) -> Meaning:
+    until_ms = verdict.rest_until_ms(now_ms)
+    if verdict.error_class is ErrorClass.LIMITED:
+        effect = AccountEffect(
+            kind=AccountEffect.REST, reason="Limited", until_ms=until_ms,
+            model_class=sent_model if verdict.model_scoped else "",
+        )
+        return Meaning(Direction.ELSEWHERE, effect, limited=True)
+    if verdict.error_class is ErrorClass.OVERLOADED:
+        effect = AccountEffect(kind=AccountEffect.COOL, reason="Overloaded", until_ms=until_ms)
+        return Meaning(Direction.ELSEWHERE, effect)
+    return _BY_CLASS[verdict.error_class]

@@ -1,0 +1,61 @@
+"""What one caller asks for, gathered as the request is read: for admission, the records and the metrics."""
+
+from dataclasses import dataclass, field
+
+from signalbox.gateway.domain.caller import session_digest
+from signalbox.v1.scheduler_pb2 import AdmitRequest, InspectRequest
+from signalbox.wire.clients import session_of
+from signalbox.wire.request import RequestFacts
+
+
+@dataclass(slots=True)
+class Order:
+    """Grows while the request is read and relayed; `facts` is None until its body was read."""
+
+    request_id: str
+    route: str
+    fields: dict[bytes, bytes] = field(default_factory=dict, repr=False)   # the request's headers
+    key_hash: bytes = field(default=b"", repr=False)
+    source: str = ""
+    client: str = ""
+    key_id: str = ""
+    owner: str = ""
+    facts: RequestFacts | None = field(default=None, repr=False)
+    attempts: int = 0
+    repinned: bool = False
+    limit_headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    # for the metrics
+    outcome: str = "ok"
+    first_content_s: float | None = None    # since the request's head
+    provider_s: float = 0.0                 # spent waiting for providers
+
+    @property
+    def model(self) -> str:
+        """The model asked for; empty while the body is unread."""
+        return self.facts.model if self.facts is not None else ""
+
+    @property
+    def streamed(self) -> bool:
+        """Whether a stream is asked for; counting tokens never streams."""
+        return self.route == "messages" and self.facts is not None and self.facts.stream
+
+    def inspection(self, *, with_limits: bool = False, with_accounts: bool = False) -> InspectRequest:
+        """Return the question whether this key may be used at all."""
+        return InspectRequest(
+            key_hash=self.key_hash, source_address=self.source, client=self.client, with_limits=with_limits,
+            with_accounts=with_accounts,
+        )
+
+    def admission(self, secret: bytes, deadline_ms: int) -> AdmitRequest:
+        """Return the question to the scheduler; `deadline_ms` is how long the caller may wait for an account."""
+        facts = self.facts
+        assert facts is not None
+        session = session_of(self.fields, facts)
+        return AdmitRequest(
+            request_id=self.request_id, key_hash=self.key_hash, route=self.route, model=facts.model,
+            models=facts.models, client=self.client, source_address=self.source,
+            session=session_digest(secret, self.key_hash, session or facts.conversation_seed()),
+            session_derived=not session, state_bound=facts.state_bound, stream=self.streamed,
+            input_bytes=facts.input_bytes, max_tokens=facts.max_tokens, unseen_input=facts.unseen_input,
+            deadline_ms=deadline_ms, speed=facts.speed, inference_geo=facts.inference_geo,
+        )

@@ -1,0 +1,104 @@
+"""An attempt as the other rooms hear of it: the journal's intent and outcome, the scheduler's settlement."""
+
+from signalbox.gateway.domain.attempt import Ending, Limits, ResponseHead, Trouble
+from signalbox.gateway.domain.order import Order
+from signalbox.gateway.domain.ports import CredentialUnusable
+from signalbox.gateway.domain.refusal import Refusal
+from signalbox.v1.common_pb2 import OUTCOME_DENIED, OUTCOME_UPSTREAM_ERROR, TokenUsage, Window
+from signalbox.v1.scheduler_pb2 import AccountEffect, AdmitResponse, Grant, SettleRequest
+from signalbox.v1.usage_pb2 import AttemptEvent
+from signalbox.wire.limits import read_windows
+
+
+def limits_of(grant: Grant, client_stall_s: float) -> Limits:
+    """Return the pool's time limits in seconds."""
+    t = grant.timeouts
+    return Limits(
+        t.connect / 1000, t.headers / 1000, t.headers_unstreamed / 1000, t.first_content / 1000, t.idle / 1000,
+        t.total / 1000, client_stall_s,
+    )
+
+
+def intent(order: Order, answer: AdmitResponse, now_ms: int) -> AttemptEvent:
+    """Return what is written before the first byte leaves."""
+    grant = answer.grant
+    return AttemptEvent(
+        request_id=order.request_id, attempt=grant.attempt, lease_id=grant.lease_id, route=order.route,
+        key_id=grant.key_id, owner=grant.owner, account_id=grant.account_id, pool_id=grant.pool_id,
+        model=order.model, client=order.client, streamed=order.streamed, admitted_at_ms=grant.admitted_at_ms,
+        started_at_ms=now_ms, decision=answer.decision, sent_model=grant.send_model,
+    )
+
+
+def sent(event: AttemptEvent) -> AttemptEvent:
+    """Return what is added when the request's bytes are handed to the socket."""
+    return AttemptEvent(request_id=event.request_id, attempt=event.attempt, sent=True)
+
+
+def started(event: AttemptEvent, usage: TokenUsage, served_model: str) -> AttemptEvent:
+    """Return what is added when message_start has told its usage."""
+    return AttemptEvent(
+        request_id=event.request_id, attempt=event.attempt, usage=usage, served_model=served_model,
+    )
+
+
+def outcome(event: AttemptEvent, ending: Ending) -> AttemptEvent:
+    """Return what is added when the attempt has ended."""
+    return AttemptEvent(
+        request_id=event.request_id, attempt=event.attempt, usage=ending.usage, served_model=ending.served_model,
+        had_content=ending.had_content, outcome=ending.outcome, status=ending.status, estimated=ending.estimated,
+        duration_ms=ending.duration_ms, ttft_ms=ending.ttft_ms, reason=ending.reason,
+        upstream_request_id=_request_id(ending.head), retry_after_ms=ending.retry_after_ms,
+    )
+
+
+def settlement(grant: Grant, ending: Ending, effect: AccountEffect) -> SettleRequest:
+    """Return how a lease ended."""
+    return SettleRequest(
+        lease_id=grant.lease_id, lease_token=grant.lease_token, outcome=ending.outcome, status=ending.status,
+        had_content=ending.had_content, usage=ending.usage, served_model=ending.served_model,
+        estimated=ending.estimated, effect=effect, windows=_windows(ending.head),
+        retry_after_ms=ending.retry_after_ms, ttft_ms=ending.ttft_ms,
+        duration_ms=ending.duration_ms,
+    )
+
+
+def unsent(grant: Grant) -> SettleRequest:
+    """Return the end of a lease that was not used."""
+    return SettleRequest(
+        lease_id=grant.lease_id, lease_token=grant.lease_token, outcome=OUTCOME_UPSTREAM_ERROR,
+    )
+
+
+def denial(order: Order, refusal: Refusal, status: int, now_ms: int) -> AttemptEvent:
+    """Return the record of a request that was refused before any attempt."""
+    return AttemptEvent(
+        request_id=order.request_id, attempt=0, route=order.route, key_id=refusal.key_id or order.key_id,
+        owner=refusal.owner or order.owner, model=order.model, client=order.client, streamed=order.streamed,
+        started_at_ms=now_ms, decision=refusal.decision, outcome=OUTCOME_DENIED, status=status, reason=refusal.code,
+        retry_after_ms=refusal.retry_after_ms,
+    )
+
+
+def without_credential(why: CredentialUnusable) -> Ending:
+    """Return the end of an attempt for which there was nothing to send."""
+    return Ending(OUTCOME_UPSTREAM_ERROR, why.reason, trouble=Trouble.CREDENTIAL, transient=why.transient)
+
+
+def _request_id(head: ResponseHead | None) -> str:
+    if head is None:
+        return ""
+    return next((v.decode("latin-1") for n, v in head.headers if n == b"request-id"), "")
+
+
+def _windows(head: ResponseHead | None) -> list[Window]:
+    if head is None:
+        return []
+    return [
+        Window(
+            name=w.name, utilization=w.utilization or 0.0, limit=w.limit or 0,
+            remaining=-1 if w.remaining is None else w.remaining,
+            resets_at_ms=int(w.resets_at.timestamp() * 1000) if w.resets_at is not None else 0, status=w.status,
+        )
+        for w in read_windows(head.headers)
+    ]

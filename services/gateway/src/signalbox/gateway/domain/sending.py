@@ -1,0 +1,35 @@
+"""The request as it leaves for the provider: the caller's own bytes and headers, under the account's credential.
+
+Nothing is added that the caller did not send, but for the credential with the headers that it requires, the host,
+the length and the wish for an unencoded answer.
+"""
+
+from signalbox.wire.headers import upstream
+
+Header = tuple[bytes, bytes]
+
+_MERGED = b"anthropic-beta"    # a list: a credential's entry joins the caller's instead of replacing it
+
+
+def request_head(
+    target: bytes, authority: bytes, headers: list[Header], credential: tuple[Header, ...], length: int,
+) -> bytes:
+    """Return the head of a POST to `target` (path and query) with a body of `length` bytes."""
+    parts = [b"POST ", target, b" HTTP/1.1\r\nhost: ", authority, b"\r\n"]
+    added = dict(credential)
+    for name, value in upstream(headers):
+        if name in added:
+            if name != _MERGED:
+                continue
+            value = _joined(value, added.pop(name))  # noqa: PLW2901
+        parts += (name, b": ", value, b"\r\n")
+    for name, value in added.items():
+        parts += (name, b": ", value, b"\r\n")
+    parts.append(b"accept-encoding: identity\r\ncontent-length: %d\r\n\r\n" % length)
+    return b"".join(parts)
+
+
+def _joined(own: bytes, required: bytes) -> bytes:
+    if required in (part.strip() for part in own.split(b",")):
+        return own
+    return own + b"," + required
