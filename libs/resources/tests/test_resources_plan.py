@@ -4,6 +4,7 @@ import json
 import random
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from signalbox.resources import (
     PutObject,
     State,
     diff,
+    load_directory,
     load_text,
     plan,
 )
@@ -152,6 +154,14 @@ def test_pool_defaults() -> None:
     assert (compiled.queue.max_wait, compiled.queue.max_depth) == (10.0, 100)
     t = compiled.timeouts
     assert (t.connect, t.headers, t.headers_unstreamed, t.first_content, t.idle, t.total) == (5, 120, 600, 30, 60, 3600)
+
+
+def test_examples_serve_but_for_credentials_that_come_later() -> None:
+    env = {"ANTHROPIC_API_KEY": "sk-ant-not-a-real-key", "ADA_RELAY_KEY": "a-key-that-ada-has-already"}
+    desired = plan(load_directory(Path(__file__).parents[3] / "deploy" / "examples", env), State(), now=NOW)
+    assert desired.problems == ()
+    assert {o.ready.reason for o in desired.objects} == {c.SERVES, c.NOT_IMPLEMENTED}
+    assert {o.kind for o in desired.objects if o.ready.reason == c.NOT_IMPLEMENTED} == {"ClaudeAccount"}
 
 
 # ---- pools

@@ -11,7 +11,7 @@ from typing import Any
 from signalbox.resources import yamltext
 from signalbox.resources.errors import UnreadableDirectory
 from signalbox.resources.models import KINDS
-from signalbox.resources.reading import Document, Identity, Problem, Text, documents_in, read_document
+from signalbox.resources.reading import Document, Identity, Origin, Problem, documents_in, read_document
 
 SUFFIXES = (".yaml", ".yml", ".json")
 
@@ -146,12 +146,12 @@ def _read_text(text: str, file: str, env: Mapping[str, str]) -> _FileContent:
     return _FileContent(tuple(documents), tuple(loose), incomplete)
 
 
-def _items(parsed: yamltext.Parsed, file: str) -> Iterator[tuple[Any, Text]]:
+def _items(parsed: yamltext.Parsed, file: str) -> Iterator[tuple[Any, Origin]]:
     """Yield each document of a parsed one with where it stands and the flaws of its own text."""
     for prefix, raw in documents_in(parsed.value):
         depth = len(prefix)
         flaws = [(p[depth:], line, why) for p, line, why in parsed.flaws if p[:depth] == prefix]
-        yield raw, Text(file, parsed.line_of(prefix), parsed.line_of, flaws, prefix)
+        yield raw, Origin(file, parsed.line_of(prefix), parsed.line_of, flaws, prefix)
 
 
 def _foreign(raw: Any) -> str:
@@ -163,7 +163,7 @@ def _foreign(raw: Any) -> str:
     return "" if ours or not isinstance(kind, str) or kind in KINDS else f"{api_version} {kind}"
 
 
-def _fill_in(raw: Any, where: Text, env: Mapping[str, str]) -> tuple[Any, Text]:
+def _fill_in(raw: Any, where: Origin, env: Mapping[str, str]) -> tuple[Any, Origin]:
     """Replace `${NAME}` in a Secret's stringData; a missing variable is a flaw of its value."""
     values = raw.get("stringData") if isinstance(raw, dict) and raw.get("kind") == "Secret" else None
     if not isinstance(values, dict):

@@ -5,7 +5,6 @@ Pure: the directory loader and, in a cluster, the operator both read through her
 
 import difflib
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -14,10 +13,9 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from signalbox.resources.models import DEFAULT_NAMESPACE, KINDS, SIGNALBOX_KINDS, Resource
+from signalbox.resources.paths import FieldPath, format_path
 from signalbox.resources.schema import field_names
 from signalbox.resources.values import Name, NamespaceName
-
-Path = tuple[str | int, ...]
 
 
 class Identity(NamedTuple):
@@ -66,72 +64,61 @@ class Document:
 
 
 @dataclass(frozen=True)
-class Text:
+class Origin:
     """Where a value came from: its file, its first line, the line of each path, flaws already found in the text."""
 
     file: str = ""
     line: int = 0
-    line_of: Callable[[Path], int] = lambda _: 0
-    flaws: Sequence[tuple[Path, int, str]] = ()
-    prefix: Path = ()
+    line_of: Callable[[FieldPath], int] = lambda _: 0
+    flaws: Sequence[tuple[FieldPath, int, str]] = ()
+    prefix: FieldPath = ()
 
-    def problem(self, path: Path, reason: str) -> Problem:
+    def problem(self, path: FieldPath, reason: str) -> Problem:
         """Return the problem at `path` of the value."""
         full = (*self.prefix, *path)
         return Problem(self.file, self.line_of(full), format_path(full), reason)
 
 
-def format_path(path: Path) -> str:
-    """Return a path as the API server prints it: `spec.limits[0].per`, `metadata.labels[a/b]`."""
-    out = ""
-    for part in path:
-        if isinstance(part, int) or not re.fullmatch(r"[A-Za-z][A-Za-z0-9]*", part):
-            out += f"[{part}]"
-        else:
-            out += f".{part}" if out else part
-    return out
-
-
-def documents_in(value: object) -> list[tuple[Path, Any]]:
+def documents_in(value: object) -> list[tuple[FieldPath, Any]]:
     """Return the documents of one parsed YAML document with their paths: itself, or what a `List` holds."""
     if isinstance(value, dict) and value.get("kind") == "List" and isinstance(value.get("items"), list):
         return [(("items", index), item) for index, item in enumerate(value["items"])]
     return [((), value)]
 
 
-def read_document(raw: object, text: Text | None = None) -> Document | tuple[Problem, ...]:
+def read_document(raw: object, origin: Origin | None = None) -> Document | tuple[Problem, ...]:
     """Judge one parsed document. Returns its problems alone where they leave open which document it is."""
-    text = text or Text()
+    origin = origin or Origin()
     if not isinstance(raw, dict):
-        return (text.problem((), "must be a document with apiVersion, kind and metadata"),)
-    identity = _identity(raw, text)
+        return (origin.problem((), "must be a document with apiVersion, kind and metadata"),)
+    identity = _identity(raw, origin)
     if not isinstance(identity, Identity):
         return identity
     api_version, model = KINDS[identity.kind]
-    problems = [Problem(text.file, line, format_path((*text.prefix, *p)), why) for p, line, why in text.flaws]
+    problems = [Problem(origin.file, line, format_path((*origin.prefix, *p)), why) for p, line, why in origin.flaws]
     if raw.get("apiVersion") != api_version:
-        problems.append(text.problem(("apiVersion",), f"must be {api_version}"))
+        problems.append(origin.problem(("apiVersion",), f"must be {api_version}"))
     body = {k: v for k, v in raw.items() if k not in ("apiVersion", "kind", "status")}
-    flawed = {path for path, _, _ in text.flaws}
+    flawed = {path for path, _, _ in origin.flaws}
     empty = [path for path in _nulls(raw, identity) if path not in flawed]
-    problems += [text.problem(path, "is empty: write a value or leave the field out") for path in empty]
+    problems += [origin.problem(path, "is empty: write a value or leave the field out") for path in empty]
     known = {problem.path for problem in problems}
     resource = None
     try:
         resource = model.model_validate_json(json.dumps(body, allow_nan=False))
     except ValidationError as e:
-        found = [text.problem(path, why) for path, why in violations(e, identity.kind)]
+        found = [origin.problem(path, why) for path, why in violations(e, identity.kind)]
         problems += [problem for problem in found if problem.path not in known]
-    return Document(identity, raw, None if problems else resource, tuple(sorted(problems)), text.file, text.line)
+    return Document(identity, raw, None if problems else resource, tuple(sorted(problems)), origin.file, origin.line)
 
 
-def _nulls(raw: dict[str, Any], identity: Identity) -> Iterator[Path]:
+def _nulls(raw: dict[str, Any], identity: Identity) -> Iterator[FieldPath]:
     """Yield where a spec holds null, which the API server refuses too; models alone would read it as unset."""
     if identity.kind in SIGNALBOX_KINDS and "spec" in raw:
         yield from _nulls_in(raw.get("spec"), ("spec",))
 
 
-def _nulls_in(value: object, path: Path) -> Iterator[Path]:
+def _nulls_in(value: object, path: FieldPath) -> Iterator[FieldPath]:
     if value is None:
         yield path
     elif isinstance(value, dict):
@@ -142,15 +129,15 @@ def _nulls_in(value: object, path: Path) -> Iterator[Path]:
             yield from _nulls_in(inner, (*path, index))
 
 
-def _identity(raw: dict[str, Any], text: Text) -> Identity | tuple[Problem, ...]:
+def _identity(raw: dict[str, Any], origin: Origin) -> Identity | tuple[Problem, ...]:
     """Tell which document this is, or why that cannot be told."""
     naming = {("kind",), ("metadata",), ("metadata", "name"), ("metadata", "namespace")}
-    unclear = [text.problem(path, why) for path, _, why in text.flaws if path in naming]
+    unclear = [origin.problem(path, why) for path, _, why in origin.flaws if path in naming]
     kind, metadata = raw.get("kind"), raw.get("metadata")
-    if kind not in KINDS:
-        unclear.append(text.problem(("kind",), f"must be one of {', '.join(KINDS)}"))
+    if not isinstance(kind, str) or kind not in KINDS:
+        unclear.append(origin.problem(("kind",), f"must be one of {', '.join(KINDS)}"))
     if not isinstance(metadata, dict):
-        unclear.append(text.problem(("metadata",), "is required: name the document"))
+        unclear.append(origin.problem(("metadata",), "is required: name the document"))
         return tuple(unclear)
     names = {}
     for key, check, default in (("namespace", _NAMESPACE, DEFAULT_NAMESPACE), ("name", _NAME, None)):
@@ -159,7 +146,7 @@ def _identity(raw: dict[str, Any], text: Text) -> Identity | tuple[Problem, ...]
             names[key] = check.validate_python(value)
         except ValidationError as e:
             reason = "is required" if value is None else _reason(e.errors(include_url=False)[0])
-            unclear.append(text.problem(("metadata", key), reason))
+            unclear.append(origin.problem(("metadata", key), reason))
     return tuple(unclear) if unclear else Identity(str(kind), names["namespace"], names["name"])
 
 
@@ -187,9 +174,9 @@ _REASONS = {
 }
 
 
-def violations(error: ValidationError, kind: str = "") -> list[tuple[Path, str]]:
+def violations(error: ValidationError, kind: str = "") -> list[tuple[FieldPath, str]]:
     """Return what a validation error says as (path, reason) pairs, in the order of the document's fields."""
-    out: list[tuple[Path, str]] = []
+    out: list[tuple[FieldPath, str]] = []
     for found in error.errors(include_url=False, include_input=False):
         path = found["loc"]
         if path[-1:] == ("[key]",):
@@ -204,7 +191,7 @@ def violations(error: ValidationError, kind: str = "") -> list[tuple[Path, str]]
     return out
 
 
-def _unknown_field(kind: str, path: Path) -> str:
+def _unknown_field(kind: str, path: FieldPath) -> str:
     close = difflib.get_close_matches(str(path[-1]), field_names(kind, path[:-1]), n=1)
     return "is not a known field" + (f": did you mean {close[0]}?" if close else "")
 

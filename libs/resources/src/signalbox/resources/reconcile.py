@@ -283,12 +283,10 @@ def _pools(spec: RelayKeySpec, namespace: str, world: _World) -> tuple[str, ...]
 
 
 def _may_use(pool_id: str, namespace: str, world: _World) -> bool:
-    owner = pool_id.partition("/")[0]
-    if owner == namespace:
+    if pool_id.partition("/")[0] == namespace:
         return True
     pool = world.pools.get(pool_id)
-    labels = world.labels_of(namespace)
-    return pool is not None and pool.spec.allowed_namespaces.permit(own=owner, other=namespace, labels=labels)
+    return pool is not None and pool.spec.allowed_namespaces.permit(world.labels_of(namespace))
 
 
 def _fallbacks(pools: tuple[str, ...], namespace: str, world: _World) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any
 
 from signalbox.resources.models import KINDS, SIGNALBOX_KINDS
+from signalbox.resources.paths import FieldPath
 
 _DROPPED = ("title", "default", "propertyNames")
 
@@ -37,7 +38,7 @@ def crd_schema(kind: str) -> dict[str, Any]:
     }
 
 
-def field_names(kind: str, path: tuple[str | int, ...]) -> tuple[str, ...]:
+def field_names(kind: str, path: FieldPath) -> tuple[str, ...]:
     """Return the names of the fields that may stand in the object at `path`; none where names are free."""
     if kind not in SIGNALBOX_KINDS:
         return ()

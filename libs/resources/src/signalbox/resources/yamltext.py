@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-Path = tuple[str | int, ...]
+from signalbox.resources.paths import FieldPath
 
 MAX_BYTES = 4 * 1024 * 1024
 MAX_DEPTH = 64
@@ -57,10 +57,10 @@ class Parsed:
 
     value: Any = None
     line: int = 1
-    lines: dict[Path, int] = field(default_factory=dict)
-    flaws: list[tuple[Path, int, str]] = field(default_factory=list)
+    lines: dict[FieldPath, int] = field(default_factory=dict)
+    flaws: list[tuple[FieldPath, int, str]] = field(default_factory=list)
 
-    def line_of(self, path: Path) -> int:
+    def line_of(self, path: FieldPath) -> int:
         """Return the line of a field, or of the nearest thing around it that exists."""
         while path and path not in self.lines:
             path = path[:-1]
@@ -107,7 +107,7 @@ def parse(text: str) -> list[Parsed]:
     return out
 
 
-def _value(node: yaml.Node, path: Path, parsed: Parsed, budget: Iterator[int]) -> Any:
+def _value(node: yaml.Node, path: FieldPath, parsed: Parsed, budget: Iterator[int]) -> Any:
     if next(budget, None) is None or len(path) > MAX_DEPTH:
         raise YamlError(node.start_mark.line + 1, "expands to too much: write repeated parts out instead of aliases")
     if isinstance(node, yaml.MappingNode):
@@ -126,7 +126,7 @@ def _value(node: yaml.Node, path: Path, parsed: Parsed, budget: Iterator[int]) -
         return None
 
 
-def _mapping(node: yaml.MappingNode, path: Path, parsed: Parsed, budget: Iterator[int]) -> dict[str, Any]:
+def _mapping(node: yaml.MappingNode, path: FieldPath, parsed: Parsed, budget: Iterator[int]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1

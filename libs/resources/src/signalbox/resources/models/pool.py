@@ -88,9 +88,9 @@ class AllowedNamespaces(Model):
         default=None, description="Labels of the allowed namespaces, with from: Selector."
     )
 
-    def permit(self, *, own: str, other: str, labels: dict[str, str]) -> bool:
-        """Whether keys of namespace `other` (with `labels`) may name a pool of namespace `own`."""
-        if own == other or self.from_ is NamespacesFrom.ALL:
+    def permit(self, labels: dict[str, str]) -> bool:
+        """Whether keys of another namespace, which has these labels, may name the pool."""
+        if self.from_ is NamespacesFrom.ALL:
             return True
         return self.from_ is NamespacesFrom.SELECTOR and matches_labels(self.match_labels or {}, labels)
 
