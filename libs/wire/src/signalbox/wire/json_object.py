@@ -11,9 +11,9 @@ from typing import Any
 
 import msgspec
 
-_MEMBER = re.compile(rb'[ \t\r\n]*+"((?:[^"\\]++|\\.)*+)"[ \t\r\n]*+:[ \t\r\n]*+', re.DOTALL)
-_AFTER = re.compile(rb"[ \t\r\n]*+([,}])")
-_START = re.compile(rb"[ \t\r\n]*+\{")
+# What comes before a value: the brace or comma, the name, the colon.
+_MEMBER = re.compile(rb'[ \t\r\n]*+[{,][ \t\r\n]*+"((?:[^"\\]++|\\.)*+)"[ \t\r\n]*+:[ \t\r\n]*+', re.DOTALL)
+_END = re.compile(rb"[ \t\r\n]*+\{?[ \t\r\n]*+\}")
 _KEY = re.compile(rb'"((?:[^"\\]++|\\.)*+)"[ \t\r\n]*+(:)?', re.DOTALL)
 _ESCAPE = b"\\u00"
 _decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -53,23 +53,16 @@ def members(text: bytes, interest: Iterable[str]) -> tuple[dict[str, bytes], dic
 def _walk(text: bytes, raw: dict[str, bytes]) -> dict[str, int] | None:
     """Step through the members as parsed; None where the text holds others, or names spelt with escapes."""
     places: dict[str, int] = {}
-    start = _START.match(text)
-    assert start is not None
-    position = start.end()
+    position = 0
     for name, value in raw.items():
         member = _MEMBER.match(text, position)
-        if member is None or member.group(1) != name.encode():
+        if member is None or member[1] != name.encode():
             return None
-        begin = member.end()
+        places[name] = begin = member.end()
         if not text.startswith(value, begin):
             return None
-        places[name] = begin
-        after = _AFTER.match(text, begin + len(value))
-        if after is None:
-            return None
-        position = after.end()
-    ended = not raw or text[position - 1 : position] == b"}"
-    return places if ended else None
+        position = begin + len(value)
+    return places if _END.match(text, position) else None
 
 
 def _find_ambiguity(text: bytes, interest: frozenset[str]) -> None:

@@ -22,7 +22,6 @@ _PROVIDER_PREFIX = {"claude": "anthropic", "gpt": "openai", "o": "openai", "gemi
 _CLOUD_PREFIX = re.compile(r"^(?:(?:us|eu|apac|jp|au|global)\.)?anthropic\.|^(?:models/|publishers/[a-z]+/models/)")
 _SUFFIX = re.compile(r"(?:@[0-9a-z-]+|-v[0-9]+(?::[0-9]+)?|-latest|-20[0-9]{6})+$")
 PICO_PER_NANO = 1000
-ONE = Fraction(1)
 
 
 class PriceDataError(ValueError):
@@ -74,8 +73,9 @@ class _Entry:
                   + usage.cache_read_tokens)
         return self.above if prompt > self.above_tokens else self.rates
 
-    def factor(self, speed: str, geo: str) -> Fraction:
-        return (self.fast if speed == "fast" else ONE) * (self.us if geo == "us" else ONE)
+    def factor(self, speed: str, geo: str) -> Fraction | int:
+        factor = self.fast if speed == "fast" else 1
+        return factor * self.us if geo == "us" else factor
 
 
 class PriceBook:
@@ -137,14 +137,14 @@ class PriceBook:
         rates = entry.above if entry.above_tokens and tokens_in > entry.above_tokens else entry.rates
         dearest = max(rates.input, rates.cache_write_5m, rates.cache_write_1h, rates.cache_read)
         pico = (tokens_in * dearest + tokens_out * rates.output) * entry.factor(speed, geo)
-        return tokens_in + tokens_out, -(-_ceil(pico) // PICO_PER_NANO)
+        return tokens_in + tokens_out, int(-(-pico // PICO_PER_NANO))
 
     # ------------------------------------------------------------------ inside
 
     def _add(self, entry: _Entry) -> None:
         self._by_model.setdefault(entry.model, []).append(entry)
 
-    def _pico(self, usage: Usage, model: str, at: datetime) -> tuple[Fraction, bool]:
+    def _pico(self, usage: Usage, model: str, at: datetime) -> tuple[Fraction | int, bool]:
         entry, assumed = self._entry(model, at)
         factor = entry.factor(usage.speed, usage.inference_geo)
         if usage.service_tier == "batch":
@@ -214,11 +214,6 @@ def _nano(usd: str) -> int:
     return int(Decimal(usd).scaleb(9))
 
 
-def _rounded_nano(pico: Fraction) -> int:
+def _rounded_nano(pico: Fraction | int) -> int:
     """Round half up."""
-    half = Fraction(PICO_PER_NANO, 2)
-    return int((pico + half) // PICO_PER_NANO)
-
-
-def _ceil(value: Fraction) -> int:
-    return -(-value.numerator // value.denominator)
+    return int((2 * pico + PICO_PER_NANO) // (2 * PICO_PER_NANO))

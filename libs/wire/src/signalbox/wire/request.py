@@ -19,6 +19,7 @@ READ_FIELDS = frozenset((
     "container", "thread", "speed", "inference_geo", "service_tier", "context_management", "compaction", "mcp_servers",
 ))
 _OLD_SESSION = re.compile(r"_session_([0-9A-Za-z-]+)$")
+_string_decoder = msgspec.json.Decoder(str)
 _ESCAPE = b"\\u00"
 # An escape that spells an ASCII letter or an underscore: nobody writes names so, except to be misread.
 _ESCAPED_LETTER = re.compile(rb"\\u00(?:[46][1-9a-fA-F]|[57][0-9aA]|5[fF])")
@@ -133,8 +134,8 @@ def _string(raw: dict[str, bytes], name: str) -> str:
     if not _present(raw, name):
         return ""
     try:
-        return msgspec.json.decode(raw[name], type=str)
-    except msgspec.DecodeError:
+        return _string_decoder.decode(raw[name])
+    except (msgspec.DecodeError, UnicodeDecodeError):
         raise RequestInvalid(f"{name}: Input should be a string", name) from None
 
 
@@ -210,7 +211,7 @@ def _models_in(value: object) -> Iterator[str]:
 def _items(text: bytes) -> list[bytes]:
     try:
         return [bytes(item) for item in msgspec.json.decode(text, type=list[msgspec.Raw])] if text else []
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return [text]
 
 
@@ -247,6 +248,6 @@ def _first_user_turn(messages: bytes) -> bytes:
         try:
             if msgspec.json.decode(turn, type=_Role).role == "user":
                 return turn
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return messages
     return b""

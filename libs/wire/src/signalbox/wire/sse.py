@@ -16,6 +16,7 @@ MAX_PARTIAL_BYTES = 1 << 20
 
 # A blank line. A carriage return that ends the data may be half of a CR LF, so it does not count yet.
 _BLANK_LINE = re.compile(rb"(?:\r\n|\r(?!\n)|\n)(?:\r\n|\r(?=[^\n])|\n)")
+_BLANK_LINE_AT_REST = re.compile(rb"(?:\r\n|\r(?!\n)|\n)(?:\r\n|\r|\n)")
 _DELTA_TEXT = re.compile(rb'"(?:text|thinking|partial_json)"\s*+:\s*+"((?:[^"\\]++|\\.)*+)"', re.DOTALL)
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 _BOM = b"\xef\xbb\xbf"
@@ -85,6 +86,7 @@ class StreamReader:
     def flush(self) -> bytes:
         """Return what is held back at the end of the stream; a frame without its blank line does not count."""
         rest, self._partial = self._partial, b""
+        self._read(rest)
         return rest
 
     @property
@@ -113,7 +115,7 @@ class StreamReader:
             self._measure(data)
             return
         start = 0
-        for blank in _BLANK_LINE.finditer(data):
+        for blank in _BLANK_LINE_AT_REST.finditer(data):
             self._read_frame(data[start : blank.start()])
             start = blank.end()
 
@@ -171,7 +173,7 @@ class StreamReader:
     def _object(self, content: bytes) -> dict[str, Any]:
         try:
             parsed = msgspec.json.decode(content)
-        except (msgspec.DecodeError, RecursionError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             parsed = None
         if isinstance(parsed, dict):
             return parsed
@@ -234,7 +236,7 @@ def _parse_frame(frame: bytes) -> tuple[str, bytes]:
 def _type_of(content: bytes) -> str:
     try:
         return msgspec.json.decode(content, type=_Typed).type
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ""
 
 
@@ -245,7 +247,7 @@ class _Typed(msgspec.Struct):
 def _unescaped_length(text: bytes) -> int:
     try:
         return len(msgspec.json.decode(b'"' + text + b'"', type=str).encode())
-    except (msgspec.DecodeError, UnicodeEncodeError):
+    except (msgspec.DecodeError, UnicodeError):
         return len(text)
 
 

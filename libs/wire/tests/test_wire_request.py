@@ -1,0 +1,156 @@
+"""Reading a request: what is found, what is refused, and that no second reader could see something else."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from signalbox.wire.request import READ_FIELDS, RequestInvalid, read_request, rewrite_model
+
+
+def body(**fields: object) -> bytes:
+    return json.dumps({"model": "claude-opus-5", "max_tokens": 10, "messages": [], **fields}).encode()
+
+
+def test_the_fields_that_are_read() -> None:
+    facts = read_request(body(stream=True, speed="fast", inference_geo="us", service_tier="auto", prompt_cache_key="k"))
+    assert (facts.model, facts.models, facts.stream, facts.max_tokens) == ("claude-opus-5", ("claude-opus-5",), True, 10)
+    assert (facts.speed, facts.inference_geo, facts.service_tier) == ("fast", "us", "auto")
+    assert (facts.prompt_cache_key, facts.session, facts.state_bound, facts.unseen_input) == ("k", "", False, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "param"),
+    [
+        (b"", ""), (b"[]", ""), (b"null", ""), (b"{", ""), (b'{"model":"a"} x', ""), (b"\xff", ""),
+        (b"[" * 100_000, ""), (b'{"model":"a","messages":' + b"[" * 100_000, ""),
+        (b"{}", "model"), (b'{"model":1}', "model"), (b'{"model":""}', "model"), (b'{"model":null}', "model"),
+        (b'{"model":"' + b"x" * 300 + b'"}', "model"), (b'{"model":"\xff"}', "model"),
+        (b'{"model":"a","stream":1}', "stream"), (b'{"model":"a","stream":"true"}', "stream"),
+        (b'{"model":"a","max_tokens":"1"}', "max_tokens"), (b'{"model":"a","max_tokens":-1}', "max_tokens"),
+        (b'{"model":"a","max_tokens":1.5}', "max_tokens"), (b'{"model":"a","max_tokens":1e30}', "max_tokens"),
+        (b'{"model":"a","model":"b"}', "model"), (b'{"model":"a","model":"a"}', "model"),
+        (b'{"model":"a","m\\u006fdel":"b"}', "model"), (b'{"m\\u006fdel":"b"}', "model"),
+        (b'{"model":"a","stream":true,"stream":false}', "stream"),
+        (b'{"model":"a","str\\u0065am":true}', "stream"),
+        (b'{"model":"a","metadata":{"user_id":"a","user_id":"b"}}', "user_id"),
+        (b'{"model":"a","fallbacks":[{"model":"b","model":"c"}]}', "model"),
+        (b'{"model":"a","fallbacks":[{"mod\\u0065l":"b"}]}', "model"),
+        (b'{"model":"a","tools":[{"type":"advisor","model":"b","model":"c"}]}', "model"),
+        (b'{"model":"a","metadata":{"user_id":"{\\"session_id\\":\\"a\\",\\"session_id\\":\\"b\\"}"}}', "session_id"),
+    ],
+)
+def test_what_is_refused(text: bytes, param: str) -> None:
+    with pytest.raises(RequestInvalid) as refused:
+        read_request(text)
+    assert refused.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("user_id", "session"),
+    [
+        ('{"device_id":"d","account_uuid":"","session_id":"11111111-2222"}', "11111111-2222"),
+        ("user_" + "0" * 64 + "_account__session_00000000-0000-4000-8000-000000000000", "00000000-0000-4000-8000-000000000000"),
+        ("user_x_account_y_session_abc", "abc"), ("somebody", ""), ("{not json session", ""), ('{"session_id":1}', ""),
+    ],
+)
+def test_the_session_in_the_user_id(user_id: str, session: str) -> None:
+    assert read_request(body(metadata={"user_id": user_id})).session == session
+
+
+@pytest.mark.parametrize(
+    ("fields", "models"),
+    [
+        ({"fallbacks": [{"model": "b"}, {"model": "c"}]}, ("claude-opus-5", "b", "c")),
+        ({"tools": [{"type": "advisor_20260301", "name": "advisor", "model": "b"}]}, ("claude-opus-5", "b")),
+        ({"tools": [{"name": "t", "input_schema": {"properties": {"model": {"type": "string", "model": "x"}}}}]},
+         ("claude-opus-5",)),
+        ({"context_management": {"edits": [{"type": "compact", "model": "b"}]}}, ("claude-opus-5", "b")),
+        ({"messages": [{"role": "assistant", "content": [{"type": "tool_use", "input": {"model": "x"}}]}]},
+         ("claude-opus-5",)),
+        ({"fallbacks": [{"model": "claude-opus-5"}]}, ("claude-opus-5",)),
+    ],
+)
+def test_every_model_that_can_serve_is_found(fields: dict[str, object], models: tuple[str, ...]) -> None:
+    assert read_request(body(**fields)).models == models
+
+
+def block(**source: object) -> list[dict[str, object]]:
+    return [{"role": "user", "content": [{"type": "document", "source": source}]}]
+
+
+@pytest.mark.parametrize(
+    ("fields", "bound", "unseen"),
+    [
+        ({"container": "c_1"}, True, False), ({"container": None}, False, False), ({"thread": {"id": "t"}}, True, False),
+        ({"messages": block(type="file", file_id="f_1")}, True, True),
+        ({"messages": block(type="url", url="https://example.com/x.pdf")}, False, True),
+        ({"messages": [{"role": "user", "content": 'say "file_id" and {"type": "url"}'}]}, False, False),
+        ({"tools": [{"type": "web_search_20260301", "name": "web_search"}]}, False, True),
+        ({"tools": [{"type": "custom", "name": "web_search", "input_schema": {}}]}, False, False),
+        ({"mcp_servers": [{"url": "https://example.com"}]}, False, True),
+    ],
+)
+def test_what_binds_to_an_account_and_what_bytes_do_not_show(fields: dict[str, object], bound: bool, unseen: bool) -> None:
+    facts = read_request(body(**fields))
+    assert (facts.state_bound, facts.unseen_input) == (bound, unseen)
+
+
+def test_the_seed_is_system_and_first_user_turn() -> None:
+    first = {"role": "user", "content": "hello"}
+    one = read_request(body(system="s", messages=[first])).conversation_seed()
+    later = read_request(body(system="s", messages=[first, {"role": "assistant", "content": "hi"}, first])).conversation_seed()
+    other = read_request(body(system="t", messages=[first])).conversation_seed()
+    assert one == later != other
+    assert b"hello" in one
+
+
+# ------------------------------------------------------------------ against a slow, obvious reader
+
+NAMES = st.sampled_from([*sorted(READ_FIELDS), "other", "mödel", "Model"])
+STRINGS = st.text(max_size=8) | st.just('"model":"x"') | NAMES
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 5) | STRINGS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def spelt(text: str, escape: bool) -> str:
+    return '"' + "".join(f"\\u{ord(c):04x}" for c in text) + '"' if escape and text.isascii() else json.dumps(text)
+
+
+@given(
+    st.lists(st.tuples(NAMES, VALUES, st.booleans()), max_size=6), st.sampled_from(["", " ", "\n\t"]),
+    st.integers(0, 6), st.booleans(),
+)
+def test_agrees_with_a_slow_reader(members: list[tuple[str, object, bool]], space: str, at: int, ascii_only: bool) -> None:
+    members = [m for m in members if m[0] != "model"]
+    members.insert(min(at, len(members)), ("model", "the-model", False))
+    text = "{" + ",".join(
+        f"{space}{spelt(n, e)}{space}:{space}{json.dumps(v, ensure_ascii=ascii_only)}{space}" for n, v, e in members
+    ) + "}"
+    names = [n for n, _, _ in members]
+    ambiguous = any(names.count(n) > 1 and n in READ_FIELDS for n in names) or any(
+        e and n in READ_FIELDS for n, _, e in members
+    )
+    try:
+        facts = read_request(text.encode())
+    except RequestInvalid as e:
+        assert ambiguous or e.param
+        return
+    assert not ambiguous
+    assert facts.model == "the-model"
+    rewritten = rewrite_model(text.encode(), facts, 'new"model').decode()
+    assert rewritten == text.replace('"the-model"', '"new\\"model"', 1) or json.loads(rewritten)["model"] == 'new"model'
+    assert len(rewritten) == len(text) + len('"new\\"model"') - len('"the-model"')
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes_give_facts_or_a_clear_refusal(noise: bytes) -> None:
+    for text in (noise, b'{"model":"a",' + noise + b"}", b'{"model":"a","messages":' + noise + b"}"):
+        try:
+            read_request(text)
+        except RequestInvalid as e:
+            assert e.message
