@@ -37,7 +37,7 @@ def key_spec(
     spec: dict[str, Any] = {
         "owner": owner,
         "pools": list(pools or ()),
-        "expiresAt": format_time(parse_when(expires, "--expires", datetime.now(UTC), forward=True)) if expires else None,
+        "expiresAt": format_time(_expiry(expires)) if expires else None,
         "lifetime": {"duration": lifetime} if lifetime else None,
         "models": models,
         "clients": {"allow": list(clients)} if clients else None,
@@ -46,6 +46,10 @@ def key_spec(
         "limits": [parse_limit(limit) for limit in limits or ()],
     }
     return {name: value for name, value in spec.items() if value not in (None, [], {})}
+
+
+def _expiry(text: str) -> datetime:
+    return parse_when(text, "--expires", datetime.now(UTC), forward=True)
 
 
 def parse_limit(text: str) -> dict[str, Any]:

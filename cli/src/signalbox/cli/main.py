@@ -1,5 +1,6 @@
 """The `signalbox` command: its sub-commands and their options. What they do is in commands/, imported when they run,
 so that `--help` and `check` stay quick."""
+# ruff: noqa: PLC0415, PLR0917 - imported where used, so that --help stays quick; options are parameters
 
 import sys
 from pathlib import Path
@@ -43,7 +44,7 @@ def main() -> None:
 
 @app.command()
 def up(
-    manifests: Annotated[Path, typer.Option(metavar="DIR", help="Documents: accounts, pools, keys. Watched for changes.")],
+    manifests: Annotated[Path, typer.Option(metavar="DIR", help="Documents; watched for changes.")],
     data: options.Data = None,
     host: Annotated[str, typer.Option(help="Address that callers reach.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port that callers reach; 0 takes any free one.", min=0, max=65535)] = 8080,
@@ -118,7 +119,7 @@ def check(
 
 @app.command()
 def usage(
-    by: Annotated[str, typer.Option(metavar="FIELDS", help="Of key,owner,account,model,day; separated by commas.")] = "key",
+    by: Annotated[str, typer.Option(metavar="FIELDS", help="Of key,owner,account,model,day; with commas.")] = "key",
     since: options.Since = None,
     until: options.Until = None,
     key: options.KeyFilter = None,
@@ -127,10 +128,10 @@ def usage(
     output: options.ReportOutput = ReportFormat.TABLE,
 ) -> None:
     """Show what was used and what it cost, from the ledger."""
-    from signalbox.cli.commands.ledger import Span, show_usage
+    from signalbox.cli.commands.ledger import Span, UsageFilter, show_usage
     from signalbox.cli.locate import locate
 
-    show_usage(locate(data), by, Span(since, until), key, account, output)
+    show_usage(locate(data), UsageFilter(by, key, account, Span(since, until)), output)
 
 
 @app.command()

@@ -1,4 +1,5 @@
 """Options that several commands share, as annotations for Typer."""
+# ruff: noqa: PLC0415 - imported where it is used, so that --help and check stay quick
 
 import sys
 from dataclasses import dataclass
@@ -36,19 +37,22 @@ Output = Annotated[Format, typer.Option("--output", "-o", help="table for people
 ReportOutput = Annotated[ReportFormat, typer.Option("--output", "-o", help="table, json or csv.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="name, or namespace/name.")]
 Since = Annotated[
-    str | None, typer.Option("--since", metavar="WHEN", help="24h, 7d, a date or an RFC 3339 time.", show_default=False),
+    str | None,
+    typer.Option("--since", metavar="WHEN", help="24h, 7d, a date or an RFC 3339 time.", show_default=False),
 ]
 Until = Annotated[str | None, typer.Option("--until", metavar="WHEN", help="As --since.", show_default=False)]
 Reason = Annotated[
     str | None, typer.Option("--reason", metavar="TEXT", help="Shown wherever the state is shown.", show_default=False),
 ]
-KeyFilter = Annotated[str | None, typer.Option("--key", metavar="NAME", help="Only this relay key.", show_default=False)]
+KeyFilter = Annotated[
+    str | None, typer.Option("--key", metavar="NAME", help="Only this relay key.", show_default=False),
+]
 AccountFilter = Annotated[
     str | None, typer.Option("--account", metavar="NAME", help="Only this account.", show_default=False),
 ]
 LogFormat = Annotated[
     LogFormats | None,
-    typer.Option("--log-format", help="text for people, json for machines. Default: text on a terminal.", show_default=False),
+    typer.Option("--log-format", help="Default: text on a terminal, else json.", show_default=False),
 ]
 
 

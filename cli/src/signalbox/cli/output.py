@@ -1,4 +1,5 @@
 """How commands speak: JSON and CSV for programs, tables for people, progress and hints on stderr."""
+# ruff: noqa: PLC0415 - imported where it is used, so that --help and check stay quick
 
 import contextlib
 import csv
@@ -39,14 +40,16 @@ def print_csv(columns: Sequence[str], rows: Sequence[Row]) -> None:
     writer.writerows(rows)
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = (), empty: str) -> None:
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = (), empty: str,
+) -> None:
     """Print a table for people; `empty` says what to do where there is nothing to show."""
     if not rows:
         note(empty)
         return
-    from rich.console import Console  # noqa: PLC0415 - slow to import, and only people need it
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
@@ -69,7 +72,7 @@ def progress(what: str) -> Iterator[None]:
     if not sys.stderr.isatty():
         yield
         return
-    from rich.console import Console  # noqa: PLC0415
+    from rich.console import Console
 
     with Console(stderr=True).status(what):
         yield

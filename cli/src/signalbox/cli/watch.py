@@ -21,7 +21,6 @@ from signalbox.cli.supervisor.logs import LogSink
 from signalbox.core.clock import to_ms
 from signalbox.core.errors import SignalboxError
 from signalbox.resources.actions import diff
-from signalbox.resources.errors import UnreadableDirectory
 from signalbox.resources.loading import SUFFIXES, load_directory
 from signalbox.resources.reconcile import plan
 from signalbox.resources.state import (
@@ -168,20 +167,29 @@ class Watcher:
     # ------------------------------------------------------------------ what asks for a pass
 
     async def _watch_files(self) -> None:
-        """Ask for a pass when a document changes. Watched anew each minute: the directory may be another one by then."""
+        """Ask for a pass when a document changes, and at least once a minute."""
         while True:
-            with contextlib.suppress(FileNotFoundError, RuntimeError, UnreadableDirectory):
-                until_s = time.monotonic() + RESYNC_EVERY_S
-                async for changes in watchfiles.awatch(
-                    self._directory, recursive=False, watch_filter=_is_document, debounce=_DEBOUNCE_MS, step=_STEP_MS,
-                    rust_timeout=int(RESYNC_EVERY_S * 1000), yield_on_timeout=True, raise_interrupt=False,
-                ):
-                    if changes:
-                        self.trigger()
-                    if time.monotonic() >= until_s:
-                        break
-            await asyncio.sleep(_REWATCH_S if not self._directory.is_dir() else 0)
+            try:
+                await self._watch_files_for(RESYNC_EVERY_S)
+            except (OSError, RuntimeError):
+                # The directory is away, or the kernel has no watch left to give: look again and again instead.
+                await asyncio.sleep(_REWATCH_S)
             self.trigger()
+
+    async def _watch_files_for(self, span_s: float) -> None:
+        """Watch for a while only: afterwards another directory may stand under this name."""
+        until_s = time.monotonic() + span_s
+        changes = watchfiles.awatch(
+            self._directory, recursive=False, watch_filter=_is_document, debounce=_DEBOUNCE_MS, step=_STEP_MS,
+            rust_timeout=int(span_s * 1000), yield_on_timeout=True,
+        )
+        # Runs as soon as the watch is set up: what changed between the last pass and now is not missed.
+        asyncio.get_running_loop().call_soon(self.trigger)
+        async for changed in changes:
+            if changed:
+                self.trigger()
+            if time.monotonic() >= until_s:
+                return
 
     async def _watch_registry(self) -> None:
         """Ask for a pass when the registry lost its content, or when we may have missed that."""

@@ -1,4 +1,5 @@
 """`signalbox accounts ...`"""
+# ruff: noqa: PLC0415 - imported where it is used, so that --help and check stay quick
 
 from typing import Annotated
 
@@ -22,7 +23,8 @@ def list_(data: options.Data = None, output: options.Output = Format.TABLE) -> N
 @app.command()
 def describe(name: options.Name, data: options.Data = None, output: options.Output = Format.TABLE) -> None:
     """Show everything about one account."""
-    from signalbox.cli.commands.registry import ACCOUNTS, describe as show
+    from signalbox.cli.commands.registry import ACCOUNTS
+    from signalbox.cli.commands.registry import describe as show
     from signalbox.cli.locate import locate
 
     show(locate(data), ACCOUNTS, name, output)
@@ -42,8 +44,8 @@ def resume(name: options.Name, manifests: options.Manifests = None, data: option
     _set_state(name, "Active", None, options.Editing(manifests, data))
 
 
-@app.command()
-def test(
+@app.command("test")
+def probe(
     name: options.Name,
     model: Annotated[str, typer.Option(help="Model to count tokens for.")] = "claude-haiku-4-5",
     data: options.Data = None,

@@ -1,4 +1,5 @@
 """`signalbox keys ...`"""
+# ruff: noqa: PLC0415, PLR0917 - imported where used, so that --help stays quick; options are parameters
 
 from typing import Annotated, Any
 
@@ -7,7 +8,9 @@ import typer
 from signalbox.cli import options
 from signalbox.cli.output import Format
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Relay keys: who may use the relay, for what, and how much.")
+app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Relay keys: who may use the relay, for what, and how much.",
+)
 
 _Texts = list[str] | None
 
@@ -28,7 +31,8 @@ def list_(data: options.Data = None, output: options.Output = Format.TABLE) -> N
 @app.command()
 def describe(name: options.Name, data: options.Data = None, output: options.Output = Format.TABLE) -> None:
     """Show everything about one key but its text, which nobody knows."""
-    from signalbox.cli.commands.registry import KEYS, describe as show
+    from signalbox.cli.commands.registry import KEYS
+    from signalbox.cli.commands.registry import describe as show
     from signalbox.cli.locate import locate
 
     show(locate(data), KEYS, name, output)
@@ -51,17 +55,19 @@ def create(
     name: options.Name,
     owner: Annotated[str, typer.Option(help="Who uses the key; spend is reported by it.")],
     pool: Annotated[_Texts, _several("--pool", "POOL", "Pool to use, in this order.")] = None,
-    limit: Annotated[_Texts, _several("--limit", "LIMIT", "Such as minute:requests=60,tokens=100000 or day:cost=20.")] = None,
+    limit: Annotated[_Texts, _several("--limit", "LIMIT", "Such as minute:requests=60 or day:cost=20,strict.")] = None,
     concurrency: Annotated[int | None, typer.Option(help="Requests at once.", show_default=False)] = None,
     model: Annotated[_Texts, _several("--model", "GLOB", "Model that may be asked for.")] = None,
     deny_model: Annotated[_Texts, _several("--deny-model", "GLOB", "Model that may not.")] = None,
-    client: Annotated[_Texts, _several("--client", "CLIENT", "Program that may use the key, such as ClaudeCode.")] = None,
+    client: Annotated[_Texts, _several("--client", "CLIENT", "Program that may use it, such as ClaudeCode.")] = None,
     source: Annotated[_Texts, _several("--source", "CIDR", "Network that callers may come from.")] = None,
     expires: Annotated[
-        str | None, typer.Option(metavar="WHEN", help="Expiry: a duration from now, a date or a time.", show_default=False),
+        str | None,
+        typer.Option(metavar="WHEN", help="Expiry: a duration from now, a date or a time.", show_default=False),
     ] = None,
     lifetime: Annotated[
-        str | None, typer.Option(metavar="DURATION", help="Expiry counted from first use, such as 720h.", show_default=False),
+        str | None,
+        typer.Option(metavar="DURATION", help="Expiry counted from first use, such as 720h.", show_default=False),
     ] = None,
     secret: Annotated[
         bool, typer.Option("--secret", help="Keep the key's text in a Secret beside the document, not only its hash."),

@@ -1,4 +1,5 @@
 """`signalbox pools ...`"""
+# ruff: noqa: PLC0415 - imported where it is used, so that --help and check stay quick
 
 import typer
 
@@ -20,7 +21,8 @@ def list_(data: options.Data = None, output: options.Output = Format.TABLE) -> N
 @app.command()
 def describe(name: options.Name, data: options.Data = None, output: options.Output = Format.TABLE) -> None:
     """Show everything about one pool."""
-    from signalbox.cli.commands.registry import POOLS, describe as show
+    from signalbox.cli.commands.registry import POOLS
+    from signalbox.cli.commands.registry import describe as show
     from signalbox.cli.locate import locate
 
     show(locate(data), POOLS, name, output)

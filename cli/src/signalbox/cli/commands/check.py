@@ -27,9 +27,10 @@ def check(directory: Path, output: Format) -> None:
             print(problem)
     if loaded.problems:
         raise CommandFailed(f"{len(loaded.problems)} problem(s) in {directory}")
+    sources = {document.source for document in loaded.documents}
     for item in plan(loaded, State(), now=datetime.now(UTC)).objects:
-        if not item.ready.status:
-            note(f"{item.source or item.id}: warning: {item.kind} {item.id} would not be ready: "
-                 f"{item.ready.reason} {item.ready.message}".rstrip())
+        if not item.ready.status and item.source in sources:
+            why = f"{item.ready.reason} {item.ready.message}".rstrip()
+            note(f"{item.source}: warning: {item.kind} {item.id} would not be ready: {why}")
     if output is Format.TABLE:
         print(f"{len(loaded.documents)} documents are good")

@@ -66,7 +66,9 @@ def set_state(home: Home, noun: Noun, name: str, state: str, reason: str | None)
     edit_file(Path(document.file), identity, state_changes(state, reason, kind=noun.kind))
 
     def holds(item: scheduler_pb2.ObjectWithStatus) -> bool:
-        return bool(noun.row(item, {})["state"] == state) or (state == "Active" and item.key.state not in ("", "Paused"))
+        shown = noun.row(item, {})["state"]
+        # An active key may be shown as limited or expired; what counts is that it is paused no longer.
+        return bool(shown == "Paused") == (state == "Paused")
 
     _await_in_force(home, identity, holds)
     print(f"{noun.kind} {identity.id} is {state}")
@@ -77,7 +79,7 @@ def create_key(home: Home, wanted: NewKey, output: Format) -> None:
     identity = _identity(KEYS.kind, wanted.name)
     _refuse_existing(home, identity)
     key = new_key()
-    file = home.manifests / f"key-{identity.name if identity.namespace == 'default' else identity.id.replace('/', '-')}.yaml"
+    file = home.manifests / f"key-{identity.id.removeprefix('default/').replace('/', '.')}.yaml"
     if file.exists():
         raise CommandFailed(f"{file} exists already: choose another name or move the file away")
     write_file(file, _key_documents(identity, wanted, key))
@@ -163,7 +165,7 @@ def _refuse_existing(home: Home, identity: Identity) -> None:
         found = find_document(home.manifests, identity)
     except DocumentNotFound:
         return
-    raise CommandFailed(f"{identity.kind} {identity.id} exists already in {found.source}: `keys rotate` gives it a new key")
+    raise CommandFailed(f"{identity.id} exists already in {found.source}: `keys rotate` gives it a new key")
 
 
 def _print_key(identity: Identity, key: str, file: Path, output: Format) -> None:

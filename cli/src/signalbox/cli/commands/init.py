@@ -16,10 +16,9 @@ API_KEY_VARIABLE = "ANTHROPIC_API_KEY"
 
 
 def init(directory: Path, owner: str) -> None:
-    """Write the starter documents and print the first relay key, once. Raises CommandFailed where files are in the way."""
-    templates = {
-        item.name: item.read_text("utf-8") for item in files("signalbox.cli.starter").iterdir() if item.name.endswith(".yaml")
-    }
+    """Write the starter documents and print the first relay key, once. Raises CommandFailed, BadUsage."""
+    starter = files("signalbox.cli.starter")
+    templates = {item.name: item.read_text("utf-8") for item in starter.iterdir() if item.name.endswith(".yaml")}
     in_the_way = sorted(name for name in templates if (directory / name).exists())
     if in_the_way:
         raise CommandFailed(f"{directory / in_the_way[0]} exists already: choose another directory")

@@ -31,17 +31,29 @@ class Span:
         )
 
 
-def show_usage(
-    target: Target, by: str, span: Span, key: str | None, account: str | None, output: ReportFormat,
-) -> None:
-    """Print sums, grouped by the comma-separated fields of `by`. Raises BadUsage for an unknown one."""
-    groups = [group.strip() for group in by.split(",") if group.strip()]
+@dataclass(frozen=True)
+class UsageFilter:
+    """What `usage` adds up: `by` is a comma-separated list of groups."""
+
+    by: str
+    key: str | None
+    account: str | None
+    span: Span
+
+
+def show_usage(target: Target, wanted: UsageFilter, output: ReportFormat) -> None:
+    """Print sums by group. Raises BadUsage for an unknown one."""
+    groups = [group.strip() for group in wanted.by.split(",") if group.strip()]
     unknown = [group for group in groups if group not in GROUPS]
     if unknown:
         raise BadUsage(f"--by {unknown[0]}: must be one or more of {', '.join(GROUPS)}, separated by commas")
-    since_ms, until_ms = span.as_ms()
+    since_ms, until_ms = wanted.span.as_ms()
     query = usage_pb2.UsageQuery(
-        by=groups, since_ms=since_ms, until_ms=until_ms, key_id=_optional_id(key), account_id=_optional_id(account),
+        by=groups,
+        since_ms=since_ms,
+        until_ms=until_ms,
+        key_id=_optional_id(wanted.key),
+        account_id=_optional_id(wanted.account),
     )
     with progress("Adding up"):
         answer = _ask(target, usage_pb2.QueryRequest(usage=query))
@@ -69,6 +81,11 @@ class RequestsFilter:
     denials: bool
 
 
+_REQUEST_TITLES = (
+    "STARTED", "REQUEST", "#", "KEY", "ACCOUNT", "MODEL", "OUTCOME", "STATUS", "IN", "OUT", "CACHE", "USD", "MS",
+)
+
+
 def show_requests(target: Target, wanted: RequestsFilter, output: Format) -> None:
     """Print the newest attempts, newest first."""
     since_ms, until_ms = wanted.span.as_ms()
@@ -87,8 +104,10 @@ def show_requests(target: Target, wanted: RequestsFilter, output: Format) -> Non
     if output is Format.JSON:
         print_json(rows)
         return
-    titles = ["STARTED", "REQUEST", "#", "KEY", "ACCOUNT", "MODEL", "OUTCOME", "STATUS", "IN", "OUT", "CACHE", "USD", "MS"]
-    print_table(titles, [_request_cells(row) for row in rows], right=titles[7:], empty="No request was made yet.")
+    print_table(
+        _REQUEST_TITLES, [_request_cells(row) for row in rows], right=_REQUEST_TITLES[7:],
+        empty="No request was made yet.",
+    )
 
 
 def explain(target: Target, request_id: str, output: Format) -> None:
@@ -129,7 +148,7 @@ def _attempt_lines(row: Row) -> list[str]:
     why = f" ({row['reason']})" if row["reason"] else ""
     served = row["served_model"] or row["model"]
     marks = [mark for mark, set_ in (("estimated", row["estimated"]), ("price assumed", row["price_assumed"])) if set_]
-    tokens = ", ".join(f"{row[field]} {field.removesuffix('_tokens').replace('_', ' ')}" for field in TOKEN_FIELDS if row[field])
+    tokens = ", ".join(f"{row[f]} {f.removesuffix('_tokens').replace('_', ' ')}" for f in TOKEN_FIELDS if row[f])
     return [
         f"attempt {row['attempt']} {row['account']} of pool {row['pool']}: {row['outcome']}{why}, "
         f"status {row['status'] or '-'}, {took}",

@@ -27,7 +27,8 @@ def show_status(target: Target, output: Format) -> None:
         ]
         for room in status["rooms"]
     ]
-    print_table(["ROOM", "PID", "READY", "RESTARTS", "SERVES ON"], rows, right=("PID", "RESTARTS"), empty="No rooms yet.")
+    titles = ["ROOM", "PID", "READY", "RESTARTS", "SERVES ON"]
+    print_table(titles, rows, right=("PID", "RESTARTS"), empty="No rooms yet.")
     for problem in status["problems"]:
         note(problem)
 

@@ -32,6 +32,8 @@ _GRACE_MARGIN_S = 3.0
 _POLL_S = 0.05
 _BACKLOG = 2048
 
+OnReady = Callable[[], Awaitable[None]]
+
 
 @dataclass(frozen=True)
 class Options:
@@ -70,7 +72,7 @@ class Instance:
         """Whether the instance is being stopped."""
         return self._stop.is_set()
 
-    async def serve(self, on_ready: Callable[[], Awaitable[None]]) -> None:
+    async def serve(self, on_ready: OnReady) -> None:
         """Bring everything up, await `on_ready`, and serve until `stop`. Raises StartupError.
 
         `on_ready` runs when every room is ready and the documents are in force.
@@ -104,7 +106,7 @@ class Instance:
     # ------------------------------------------------------------------ up
 
     async def _serve(
-        self, sockets: contextlib.ExitStack, settings: RoomSettings, logs: LogSink, on_ready: Callable[[], Awaitable[None]],
+        self, sockets: contextlib.ExitStack, settings: RoomSettings, logs: LogSink, on_ready: OnReady,
     ) -> None:
         listener = sockets.enter_context(_listen(self.options.host, self.options.port, "--port"))
         telemetry = sockets.enter_context(_listen("127.0.0.1", self.options.telemetry_port, "--telemetry-port"))

@@ -25,6 +25,7 @@ _JSON = "application/json"
 _STOP_LIMIT_S = 1
 
 Answer = tuple[int, str, bytes]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,7 @@ class Pages:
             self._server.should_exit = True
             await self._task
 
-    async def _app(
-        self, scope: MutableMapping[str, Any], _receive: Any, send: Callable[[MutableMapping[str, Any]], Awaitable[None]],
-    ) -> None:
+    async def _app(self, scope: MutableMapping[str, Any], _receive: Any, send: Send) -> None:
         status, content_type, body = await self._answer(scope["path"])
         headers = [(b"content-type", content_type.encode()), (b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": status, "headers": headers})
@@ -78,7 +77,8 @@ class Pages:
     async def _answer(self, path: str) -> Answer:
         match path.strip("/").split("/"):
             case ["metrics"]:
-                return await self._metrics(self._sources, [({"room": "supervisor"}, generate_latest(REGISTRY).decode())])
+                own = generate_latest(REGISTRY).decode()
+                return await self._metrics(self._sources, [({"room": "supervisor"}, own)])
             case ["healthz"]:
                 return 200, _JSON, b'{"live":true}'
             case ["readyz"]:

@@ -21,6 +21,7 @@ Probe = Callable[[], Awaitable[dict[str, str]]]
 
 _PROBE_EVERY_S = 0.03
 _KEPT_LINES = 40
+_LAST_OUTPUT_S = 0.5
 _LONGEST_LINE = 64 << 10
 
 
@@ -114,8 +115,8 @@ class Kept:
                 self.kill()
                 await child.wait()
         if self._task is not None:
+            await asyncio.wait([self._task], timeout=_LAST_OUTPUT_S)
             self._task.cancel()
-            await asyncio.wait([self._task])
 
     def kill(self) -> None:
         """End the process at once."""
@@ -150,8 +151,8 @@ class Kept:
         ready = asyncio.create_task(self._await_ready())
         try:
             status = await self._child.wait()
-            # A grandchild may hold the pipe open; what the process itself said is there by now.
-            await asyncio.wait([pump], timeout=0.5)
+            # A grandchild may hold the pipe open; what the process itself said is there by then.
+            await asyncio.wait([pump], timeout=_LAST_OUTPUT_S)
             return status
         finally:
             self.ready = False
@@ -159,7 +160,7 @@ class Kept:
             ready.cancel()
 
     async def _await_ready(self) -> None:
-        while await self.missing():
+        while await self.missing():  # noqa: ASYNC110 - what is waited for is another process
             await asyncio.sleep(_PROBE_EVERY_S)
         self._ever_ready = True
         self._on_ready()

