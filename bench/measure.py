@@ -58,7 +58,8 @@ class Measurement:
     @property
     def cpu_ms_per_request(self) -> float:
         """Milliseconds of CPU time, user and system, of all processes."""
-        return sum(self.cpu_s.values()) * 1000 / max(1, self.load["ok"])
+        answers: int = self.load["ok"]
+        return sum(self.cpu_s.values()) * 1000 / max(1, answers)
 
 
 def _agreed_ledger(target: Target, before: Count, expected: Count) -> tuple[Count, bool]:
@@ -146,15 +147,13 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reps", type=int, default=3, help="repetitions [3]")
     parser.add_argument("--seconds", type=float, default=10, help="length of one measurement [10]")
-    parser.add_argument("--warm", type=float, default=2, help="seconds of load before it that do not count [2]")
+    parser.add_argument("--warm", type=float, default=4, help="seconds of load before it that do not count [4]")
     parser.add_argument("--only", type=lambda text: text.split(","), default=names, help=f"of {','.join(names)}")
     parser.add_argument("--skip-peer", action="store_true", help="without Portkey, so without Node and npm")
     parser.add_argument("--skip-signalbox", action="store_true", help="Portkey and direct only")
     parser.add_argument("--workers", type=int, help="gateway workers [Signalbox's default]")
     parser.add_argument("--out", type=Path, help="append every measurement to this file, one JSON object a line")
-    parser.add_argument(
-        "--soak", type=float, metavar="MINUTES", help="memory over time instead (with --skip-signalbox: Portkey's)"
-    )
+    parser.add_argument("--soak", type=float, metavar="MINUTES", help="memory under mixed load over time instead")
     parser.add_argument("--profile", metavar="ROOM", help="profile this room (or portkey) under each of --only instead")
     options = parser.parse_args()
     if unknown := set(options.only) - set(names):

