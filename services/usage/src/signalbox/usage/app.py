@@ -30,7 +30,7 @@ from signalbox.v1.usage_pb2_grpc import add_UsageServicer_to_server
 log = logs.logger(__name__)
 
 SERVICE = usage_pb2.DESCRIPTOR.services_by_name["Usage"].full_name
-PATIENCE_S = 3.0
+PATIENCE_S = 2.0
 
 
 async def main(stop: asyncio.Event) -> None:

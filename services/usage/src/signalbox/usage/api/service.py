@@ -84,8 +84,11 @@ class UsageService(UsageServicer):
 
     async def Watch(self, request: pb.WatchRowsRequest, context: Context) -> Any:  # noqa: N802
         try:
-            async for row in self._watchers.follow(request.key_id):
-                yield row
+            with self._watchers.watch(request.key_id) as watch:
+                # Tells the caller that from here on nothing is missed.
+                await context.send_initial_metadata(())
+                while (row := await watch.next()) is not None:
+                    yield row
         except Unavailable as e:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(e))
 

@@ -4,7 +4,7 @@ Pure. Which of several events of one attempt is believed is decided in settling.
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 from signalbox.v1.common_pb2 import (
     OUTCOME_ORPHANED,
@@ -24,7 +24,7 @@ MAX_NANO_USD = 10**15
 MAX_MS = 253_402_300_799_999  # the end of the year 9999
 MAX_ATTEMPT = 2**31 - 1
 
-OUTCOME_NAMES: dict[Outcome, str] = {
+OUTCOME_NAMES: dict[int, str] = {
     value: name.removeprefix("OUTCOME_").lower() for name, value in Outcome.items() if value != OUTCOME_UNSPECIFIED
 }
 OUTCOME_BY_NAME = {name: value for value, name in OUTCOME_NAMES.items()}
@@ -136,7 +136,7 @@ def row_of(event: AttemptEvent, prices: Prices) -> Row:
 
 def outcome_of(row: Row) -> Outcome:
     """Return the contract's value of a row's outcome."""
-    return OUTCOME_BY_NAME[row.outcome]
+    return cast(Outcome, OUTCOME_BY_NAME[row.outcome])
 
 
 def is_billed(event: AttemptEvent) -> bool:
