@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from signalbox.wire.request import READ_FIELDS, RequestInvalid, read_request, rewrite_model
+from signalbox.wire.request import READ_FIELDS, RequestFacts, RequestInvalid, read_request, rewrite_model
 
 
 def body(**fields: object) -> bytes:
@@ -38,6 +38,9 @@ def test_the_fields_that_are_read() -> None:
         (b'{"model":"a","fallbacks":[{"model":"b","model":"c"}]}', "model"),
         (b'{"model":"a","fallbacks":[{"mod\\u0065l":"b"}]}', "model"),
         (b'{"model":"a","tools":[{"type":"advisor","model":"b","model":"c"}]}', "model"),
+        (b'{"model":"a","tools":[{"type":"advisor","mod\\u0065l":"b"}]}', "model"),
+        (b'{"model":"a","tools":[{"type":"advisor","type":"custom","model":"b"}]}', "type"),
+        (b'{"model":"a","messages":[{"content":[{"tool":{"mod\\u0065l":"b"}}]}]}', "model"),
         (b'{"model":"a","metadata":{"user_id":"{\\"session_id\\":\\"a\\",\\"session_id\\":\\"b\\"}"}}', "session_id"),
     ],
 )
@@ -70,6 +73,12 @@ def test_the_session_in_the_user_id(user_id: str, session: str) -> None:
         ({"messages": [{"role": "assistant", "content": [{"type": "tool_use", "input": {"model": "x"}}]}]},
          ("claude-opus-5",)),
         ({"fallbacks": [{"model": "claude-opus-5"}]}, ("claude-opus-5",)),
+        ({"fallbacks": "default"}, ("claude-opus-5",)),
+        ({"messages": [{"role": "system", "content": [{"type": "tool_addition", "tool": {
+            "type": "tool_definition", "definition": {"type": "advisor_20260301", "model": "b"}}}]}]},
+         ("claude-opus-5", "b")),
+        ({"messages": [{"role": "assistant", "content": [{"type": "fallback", "to": {"model": "b"}}]}]},
+         ("claude-opus-5",)),
     ],
 )
 def test_every_model_that_can_serve_is_found(fields: dict[str, object], models: tuple[str, ...]) -> None:
@@ -89,7 +98,13 @@ def block(**source: object) -> list[dict[str, object]]:
         ({"messages": [{"role": "user", "content": 'say "file_id" and {"type": "url"}'}]}, False, False),
         ({"tools": [{"type": "web_search_20260301", "name": "web_search"}]}, False, True),
         ({"tools": [{"type": "custom", "name": "web_search", "input_schema": {}}]}, False, False),
+        ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, False, False),
         ({"mcp_servers": [{"url": "https://example.com"}]}, False, True),
+        ({"messages": [{"role": "user", "content": [{"type": "container_upload", "file_id": "f_1"}]}]}, True, True),
+        ({"messages": [{"role": "user", "content": [{"type": "tool_result", "content": block(type="file", file_id="f")}]}]},
+         True, True),
+        ({"messages": [{"role": "assistant", "content": [{"type": "tool_use", "input": {"file_id": "mine"}}]}]},
+         False, False),
     ],
 )
 def test_what_binds_to_an_account_and_what_bytes_do_not_show(fields: dict[str, object], bound: bool, unseen: bool) -> None:
@@ -106,7 +121,22 @@ def test_the_seed_is_system_and_first_user_turn() -> None:
     assert b"hello" in one
 
 
+def test_the_seed_ignores_cache_marks_that_move_along() -> None:
+    def seed(marked: bool) -> bytes:
+        mark = {"cache_control": {"type": "ephemeral", "ttl": "1h"}} if marked else {}
+        return read_request(body(messages=[{"role": "user", "content": [{"type": "text", "text": "hi", **mark}]}])).conversation_seed()
+    assert seed(marked=True) == seed(marked=False)
+
+
 # ------------------------------------------------------------------ against a slow, obvious reader
+
+
+def read(text: bytes) -> tuple[RequestFacts | None, RequestInvalid | None]:
+    try:
+        return read_request(text), None
+    except RequestInvalid as e:
+        return None, e
+
 
 NAMES = st.sampled_from([*sorted(READ_FIELDS), "other", "mödel", "Model"])
 STRINGS = st.text(max_size=8) | st.just('"model":"x"') | NAMES
@@ -135,10 +165,10 @@ def test_agrees_with_a_slow_reader(members: list[tuple[str, object, bool]], spac
     ambiguous = any(names.count(n) > 1 and n in READ_FIELDS for n in names) or any(
         e and n in READ_FIELDS for n, _, e in members
     )
-    try:
-        facts = read_request(text.encode())
-    except RequestInvalid as e:
-        assert ambiguous or e.param
+    facts, refusal = read(text.encode())
+    if facts is None:
+        assert refusal is not None
+        assert ambiguous or refusal.param
         return
     assert not ambiguous
     assert facts.model == "the-model"
@@ -150,7 +180,5 @@ def test_agrees_with_a_slow_reader(members: list[tuple[str, object, bool]], spac
 @given(st.binary(max_size=60))
 def test_any_bytes_give_facts_or_a_clear_refusal(noise: bytes) -> None:
     for text in (noise, b'{"model":"a",' + noise + b"}", b'{"model":"a","messages":' + noise + b"}"):
-        try:
-            read_request(text)
-        except RequestInvalid as e:
-            assert e.message
+        facts, refusal = read(text)
+        assert facts is not None or (refusal is not None and refusal.message)

@@ -5,12 +5,12 @@ stand once is json_object.py's business.
 """
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import msgspec
 
-from signalbox.wire.json_object import Ambiguous, NotAnObject, members, tree
+from signalbox.wire.content import RAW_LIST, read_messages, read_tools, serving_models
+from signalbox.wire.json_object import Ambiguous, NotAnObject, members
 
 MAX_TOKENS = 10**9
 MAX_MODEL_CHARS = 256
@@ -20,13 +20,10 @@ READ_FIELDS = frozenset((
 ))
 _OLD_SESSION = re.compile(r"_session_([0-9A-Za-z-]+)$")
 _string_decoder = msgspec.json.Decoder(str)
-_ESCAPE = b"\\u00"
-# An escape that spells an ASCII letter or an underscore: nobody writes names so, except to be misread.
-_ESCAPED_LETTER = re.compile(rb"\\u00(?:[46][1-9a-fA-F]|[57][0-9aA]|5[fF])")
 # Places below the top level where a model that can serve may be named.
 _MODEL_PLACES = ("fallbacks", "context_management", "compaction")
-# Inside a tool these describe or hold the caller's own data, not a model that can serve.
-_NO_MODELS_BELOW = frozenset(("input_schema", "input_examples", "input"))
+# Moves from turn to turn, so it is no part of what a conversation is known by.
+_CACHE_MARK = re.compile(rb',?\s*+"cache_control"\s*+:\s*+\{[^{}"]*+(?:"[^"\\]*+"[^{}"]*+)*+\}')
 
 
 class RequestInvalid(ValueError):
@@ -59,8 +56,11 @@ class RequestFacts:
     _messages: bytes = field(repr=False)
 
     def conversation_seed(self) -> bytes:
-        """Return system and first user turn as sent: what a conversation without a session id is known by."""
-        return self._system + b"\0" + _first_user_turn(self._messages)
+        """Return system and first user turn as sent: what a conversation without a session id is known by.
+
+        Cache marks are left out, since clients move them along as the conversation grows.
+        """
+        return _CACHE_MARK.sub(b"", self._system + b"\0" + _first_user_turn(self._messages))
 
 
 def read_request(body: bytes) -> RequestFacts:
@@ -86,26 +86,28 @@ def _read(body: bytes) -> RequestFacts:
         raise RequestInvalid("model: Field required", "model")
     if len(model) > MAX_MODEL_CHARS:
         raise RequestInvalid("model: too long", "model")
-    escaped = _ESCAPE in body and _ESCAPED_LETTER.search(body) is not None
-    files = escaped or _file_ids(raw)
+    messages, tools = raw.get("messages", b""), raw.get("tools", b"")
+    seen = read_messages(messages)
+    provider_tools, tool_models = read_tools(tools)
+    others = [m for name in _MODEL_PLACES if name in raw for m in serving_models(raw[name])]
     if "model" not in places:
         places = {"model": _locate_model(body, raw["model"])}
     return RequestFacts(
         model=model,
-        models=(model, *(m for m in dict.fromkeys(_other_models(raw, escaped=escaped)) if m != model)),
+        models=tuple(dict.fromkeys((model, *others, *tool_models, *seen.models))),
         stream=_boolean(raw, "stream"),
         max_tokens=_natural(raw, "max_tokens"),
         session=_session(raw.get("metadata", b"")),
         prompt_cache_key=_string(raw, "prompt_cache_key"),
-        state_bound=files or _present(raw, "container") or _present(raw, "thread"),
-        unseen_input=files or _urls(raw) or _server_tools(raw),
+        state_bound=seen.files or _present(raw, "container") or _present(raw, "thread"),
+        unseen_input=seen.files or seen.urls or provider_tools or _present(raw, "mcp_servers"),
         speed=_string(raw, "speed"),
         inference_geo=_string(raw, "inference_geo"),
         service_tier=_string(raw, "service_tier"),
         input_bytes=len(body),
         _model_at=(places["model"], places["model"] + len(raw["model"])),
         _system=raw.get("system", b""),
-        _messages=raw.get("messages", b""),
+        _messages=messages,
     )
 
 
@@ -177,77 +179,18 @@ def _session(metadata: bytes) -> str:
     return old.group(1) if old else ""
 
 
-# ---------------------------------------------------------------------------------------- other models
-
-
-def _other_models(raw: dict[str, bytes], *, escaped: bool) -> Iterator[str]:
-    """Yield the models that can serve besides the top-level one: fallbacks, advisor tools, compaction and the like.
-
-    Input schemas of tools, tool inputs and message content name no serving models.
-    """
-    for name in _MODEL_PLACES:
-        yield from _models_of(raw.get(name, b""), escaped=escaped)
-    for tool in _items(raw.get("tools", b"")):
-        yield from _models_of(tool, escaped=escaped)
-
-
-def _models_of(text: bytes, *, escaped: bool) -> Iterator[str]:
-    if text and (escaped or b'"model"' in text):
-        yield from _models_in(tree(text, ("model",)))
-
-
-def _models_in(value: object) -> Iterator[str]:
-    if isinstance(value, list):
-        for item in value:
-            yield from _models_in(item)
-    elif isinstance(value, dict):
-        for name, item in value.items():
-            if name == "model" and isinstance(item, str):
-                yield item
-            elif name not in _NO_MODELS_BELOW:
-                yield from _models_in(item)
-
-
-def _items(text: bytes) -> list[bytes]:
-    try:
-        return [bytes(item) for item in msgspec.json.decode(text, type=list[msgspec.Raw])] if text else []
-    except (msgspec.DecodeError, RecursionError):
-        return [text]
-
-
-# ---------------------------------------------------------------------------------------- what lies deeper
-
-_SERVER_TOOL = re.compile(rb'"type"\s*+:\s*+"(?:web_search|web_fetch|code_execution|advisor|tool_search)[^"]*+"')
-_FILE_SOURCE = re.compile(rb'"file_id"\s*+:\s*+"')
-_URL_SOURCE = re.compile(rb'"type"\s*+:\s*+"url"')
-
-
-def _file_ids(raw: dict[str, bytes]) -> bool:
-    """Whether some content block refers to a file that the provider keeps."""
-    messages = raw.get("messages", b"")
-    return b"file_id" in messages and _FILE_SOURCE.search(messages) is not None
-
-
-def _urls(raw: dict[str, bytes]) -> bool:
-    """Whether the provider is asked to fetch something: URL sources, remote tool servers."""
-    messages = raw.get("messages", b"")
-    return _present(raw, "mcp_servers") or (b'"url"' in messages and _URL_SOURCE.search(messages) is not None)
-
-
-def _server_tools(raw: dict[str, bytes]) -> bool:
-    """Whether the provider may run tools of its own, whose results become input."""
-    return _SERVER_TOOL.search(raw.get("tools", b"")) is not None
-
-
 class _Role(msgspec.Struct):
     role: str = ""
 
 
+_role_decoder = msgspec.json.Decoder(_Role)
+
+
 def _first_user_turn(messages: bytes) -> bytes:
-    for turn in _items(messages):
-        try:
-            if msgspec.json.decode(turn, type=_Role).role == "user":
-                return turn
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return messages
+    try:
+        for turn in RAW_LIST.decode(messages or b"[]"):
+            if _role_decoder.decode(turn).role == "user":
+                return bytes(turn)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return messages
     return b""
