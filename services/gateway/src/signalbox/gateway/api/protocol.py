@@ -6,7 +6,6 @@ application. Here are the bounds that a public port needs: head size, slow heads
 
 import asyncio
 from enum import Enum, auto
-from ipaddress import ip_address
 from typing import Any, Protocol
 
 import httptools
@@ -17,6 +16,7 @@ from signalbox.core.ids import new_id
 from signalbox.gateway.api.exchange import Exchange, Header
 from signalbox.gateway.api.routes import relayed_route
 from signalbox.gateway.domain.buffers import Buffers
+from signalbox.gateway.domain.caller import plain_address
 from signalbox.gateway.settings import GatewaySettings
 from signalbox.wire.errors import envelope
 
@@ -208,9 +208,7 @@ class RelayProtocol(HttpToolsProtocol):
 
     def _peer(self) -> str:
         if self._peer_address is None:
-            host = self.client[0].partition("%")[0] if self.client else ""
-            mapped = ip_address(host).ipv4_mapped if host.startswith("::ffff:") else None  # type: ignore[union-attr]
-            self._peer_address = str(mapped or host)
+            self._peer_address = plain_address(self.client[0]) if self.client else ""
         return self._peer_address
 
     # ---------------------------------------------------------------- exchange.Line

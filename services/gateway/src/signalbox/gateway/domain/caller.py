@@ -65,6 +65,13 @@ def source_address(peer: str, headers: Iterable[Header], trusted: Sequence[Netwo
     return hops[0] if hops else peer
 
 
+def plain_address(host: str) -> str:
+    """Return a peer's address as documents write it: without a zone, IPv4 where IPv6 only wraps it."""
+    host = host.partition("%")[0]
+    parsed = _parse(host)
+    return host if parsed is None else str(parsed)
+
+
 def _parse(address: str) -> IPv4Address | IPv6Address | None:
     try:
         parsed = ip_address(address)

@@ -3,6 +3,7 @@
 Adapters implement these; tests give real ones over sockets. Errors are part of the contract stated here.
 """
 
+from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -60,15 +61,17 @@ class Credential:
 class Scheduler(Protocol):
     """The batched session with a scheduler."""
 
-    async def inspect(self, request: InspectRequest) -> InspectResponse:
+    def inspect(self, request: InspectRequest) -> Awaitable[InspectResponse]:
         """Raise SchedulerUnavailable."""
         ...
 
-    async def admit(self, request: AdmitRequest) -> AdmitResponse:
-        """Raise SchedulerUnavailable. A granted lease is the caller's to settle."""
+    def admit(self, request: AdmitRequest) -> Awaitable[AdmitResponse]:
+        """Raise SchedulerUnavailable. A granted lease is the caller's to settle; one that comes after the wait was
+        cancelled is given back.
+        """
         ...
 
-    async def retry(self, request: RetryRequest) -> AdmitResponse:
+    def retry(self, request: RetryRequest) -> Awaitable[AdmitResponse]:
         """Settle the failed attempt and take another account. Raise SchedulerUnavailable."""
         ...
 
