@@ -29,6 +29,7 @@ _UNUSABLE_AFTER_S = 8.8
 # A process that does not even answer yet is only slow: a busy machine takes its time to import.
 _SLOW_AFTER_S = 60.0
 _GRACE_MARGIN_S = 3.0
+_ABORT_GRACE_S = 0.5
 _POLL_S = 0.05
 _BACKLOG = 2048
 
@@ -122,15 +123,16 @@ class Instance:
         self.layout.write_instance(self._description(plan))
         async with Rooms(plan.addresses, settings) as clients:
             self._watcher = Watcher(self.options.manifests, clients, self.layout.next_fence(), logs)
+            served = False
             try:
-                if not await self._bring_up(plan, specs, logs):
-                    return
-                await on_ready()
-                await self._stop.wait()
+                served = await self._bring_up(plan, specs, logs)
+                if served:
+                    await on_ready()
+                    await self._stop.wait()
             finally:
                 self._stop.set()
                 listener.close()  # no new connections; the gateways still hold theirs
-                await self._bring_down(settings.stop_grace_s + _GRACE_MARGIN_S)
+                await (self._bring_down(settings.stop_grace_s + _GRACE_MARGIN_S) if served else self._abort())
                 await pages.close()
                 self.layout.instance.unlink(missing_ok=True)
 
@@ -188,18 +190,23 @@ class Instance:
         """Stop the watcher, then the rooms in the reverse order of their start, those of one kind together."""
         if self._watcher is not None:
             await self._watcher.stop()
-        hurry = asyncio.create_task(self._kill_all_in_a_hurry())
-        while self._kept:
-            room = self._kept[-1].spec.room
-            together = [k for k in self._kept if k.spec.room == room]
-            self._kept = [k for k in self._kept if k.spec.room != room]
-            await asyncio.gather(*(k.stop(grace_s) for k in together))
-        hurry.cancel()
+        for room in reversed(dict.fromkeys(kept.spec.room for kept in self._kept)):
+            together = [kept for kept in self._kept if kept.spec.room == room]
+            room_grace_s = _ABORT_GRACE_S if self._hurry.is_set() else grace_s
+            stopping = asyncio.gather(*(kept.stop(room_grace_s) for kept in together))
+            hurry = asyncio.create_task(self._hurry.wait())
+            await asyncio.wait([stopping, hurry], return_when=asyncio.FIRST_COMPLETED)
+            hurry.cancel()
+            if not stopping.done():
+                for kept in together:
+                    kept.kill()
+            await stopping
 
-    async def _kill_all_in_a_hurry(self) -> None:
-        await self._hurry.wait()
-        for kept in self._kept:
-            kept.kill()
+    async def _abort(self) -> None:
+        """Stop everything at once: nothing was served yet."""
+        if self._watcher is not None:
+            await self._watcher.stop()
+        await asyncio.gather(*(kept.stop(_ABORT_GRACE_S) for kept in self._kept))
 
     @contextlib.contextmanager
     def _stopping_on_signals(self) -> Iterator[None]:
