@@ -1,0 +1,237 @@
+"""Carries out a gateway's batch: all that is ready goes to Redis at once, what needs another round goes again.
+
+Decisions are made in domain/; this is the one place that pairs them with Redis's answers.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from signalbox.core import logs
+from signalbox.core.errors import Unavailable
+from signalbox.scheduler.adapters.gate import Gate
+from signalbox.scheduler.adapters.registry import Registry, peek_operation
+from signalbox.scheduler.adapters.store import LostState, Operation, Store
+from signalbox.scheduler.adapters.usage import UsageClient
+from signalbox.scheduler.domain import denials
+from signalbox.scheduler.domain.admission import Admission, check_key
+from signalbox.scheduler.domain.policies import KeyPolicy
+from signalbox.scheduler.domain.settling import settlement
+from signalbox.scheduler.domain.status import NOTHING, inspection
+from signalbox.scheduler.domain.view import View
+from signalbox.v1.scheduler_pb2 import (
+    AdmitResponse,
+    Denial,
+    GatewayBatch,
+    HeartbeatResponse,
+    InspectRequest,
+    LeaseBeat,
+    RetryRequest,
+    SchedulerBatch,
+    SettleRequest,
+    SettleResponse,
+)
+from signalbox.v1.usage_pb2 import Fact
+
+log = logs.logger(__name__)
+
+Observe = Callable[[AdmitResponse, float], None]
+"""Told of each decision and how long it took, in seconds."""
+_Handler = Callable[[list[Any], int], None]
+
+
+class Dispatcher:
+    """Turns batches of requests into batches of answers."""
+
+    def __init__(
+        self, store: Store, view: View, registry: Registry, usage: UsageClient, gate: Gate, observe: Observe,
+    ) -> None:
+        self._store = store
+        self._view = view
+        self._registry = registry
+        self._usage = usage
+        self._gate = gate
+        self._observe = observe
+
+    async def run(self, batch: GatewayBatch) -> tuple[SchedulerBatch, list[SettleRequest]]:
+        """Answer a batch. Also return the settles that could not be applied yet and are therefore not answered."""
+        began_s = time.monotonic()
+        work = _Work(self._view, self._store.now_ms(), batch)
+        try:
+            await self._carry_out(work)
+        except Unavailable as e:
+            self._gate.close(str(e))
+        except LostState:
+            self._gate.close("Redis lost its state; counters are being rebuilt")
+        work.give_up()
+        took_s = time.monotonic() - began_s
+        for admission in work.admissions:
+            assert admission.response is not None
+            work.answer.admits.append(admission.response)
+            self._observe(admission.response, took_s)
+        for response in work.unreadable:
+            work.answer.admits.append(response)
+        self._remember_first_uses(work.admissions)
+        return work.answer, work.unsettled
+
+    async def _carry_out(self, work: "_Work") -> None:
+        work.plan(open_=self._gate.is_open)
+        while work.operations:
+            answers = await self._store.run(work.operations)
+            work.take(answers)
+            if any(a.stale for a in work.admissions):
+                await self._registry.refresh()
+                now_ms = self._store.now_ms()
+                for admission in work.admissions:
+                    if admission.stale:
+                        admission.replan(now_ms)
+            work.plan_again()
+
+    def _remember_first_uses(self, admissions: Sequence[Admission]) -> None:
+        facts = [
+            Fact(kind=Fact.FIRST_USE, key_id=a.response.grant.key_id, at_ms=a.remember_first_use_ms)
+            for a in admissions if a.remember_first_use_ms and a.response is not None
+        ]
+        if facts:
+            self._usage.remember(facts)
+
+
+class _Work:
+    """One batch on its way: operations for the next round, and who takes which answer."""
+
+    def __init__(self, view: View, now_ms: int, batch: GatewayBatch) -> None:
+        self._view = view
+        self._now_ms = now_ms
+        self._batch = batch
+        self._handlers: list[_Handler] = []
+        self.operations: list[Operation] = []
+        self.answer = SchedulerBatch()
+        self.admissions: list[Admission] = []
+        self.unreadable: list[AdmitResponse] = []
+        self.unsettled: list[SettleRequest] = []
+        self._inspects: dict[int, tuple[InspectRequest, KeyPolicy | None, Denial | None]] = {}
+
+    def plan(self, *, open_: bool) -> None:
+        """Prepare the first round. While the gate is closed only heartbeats go to Redis."""
+        for heartbeat in self._batch.heartbeats:
+            response = self.answer.heartbeats.add(seq=heartbeat.seq)
+            for beat in heartbeat.leases:
+                self._plan_beat(beat, response)
+        self.unsettled = list(self._batch.settles)
+        if not open_:
+            self.unsettled += [r.failed for r in self._batch.retries]
+            self._deny_all()
+            return
+        for settle in self._batch.settles:
+            self._plan_settle(settle)
+        for retry in self._batch.retries:
+            self._plan_retry(retry)
+        for request in self._batch.admits:
+            self.admissions.append(Admission.first(self._view, request, self._now_ms))
+        self._plan_admissions(self.admissions)
+        for inspect in self._batch.inspects:
+            self._plan_inspect(inspect)
+
+    def plan_again(self) -> None:
+        """Prepare the next round: admissions that are not decided yet."""
+        self.operations, self._handlers = [], []
+        self._plan_admissions([a for a in self.admissions if a.operation is not None])
+
+    def take(self, answers: list[Any]) -> None:
+        """Hand each answer to whoever asked."""
+        now_ms = answers[0]
+        for handler, answer in zip(self._handlers, answers[1:], strict=True):
+            if answer and answer[0] == b"error":
+                log.error("redis_function_failed", why=answer[1].decode())
+            handler(answer, now_ms)
+
+    def give_up(self) -> None:
+        """Answer all that has no answer yet: the scheduler cannot decide now."""
+        self._deny_all()
+        answered = {r.seq for r in self.answer.inspects}
+        for inspect in self._batch.inspects:
+            if inspect.seq not in answered:
+                key, _ = check_key(self._view, inspect.key_hash, inspect.client, inspect.source_address, self._now_ms)
+                self.answer.inspects.append(
+                    inspection(self._view, inspect, key, denials.unavailable(), NOTHING, self._now_ms),
+                )
+
+    def _deny_all(self) -> None:
+        begun = {a.seq for a in self.admissions} | {r.seq for r in self.unreadable}
+        for request in (*self._batch.admits, *self._batch.retries):
+            if request.seq not in begun:
+                self.unreadable.append(AdmitResponse(seq=request.seq, denial=denials.unavailable()))
+        for admission in self.admissions:
+            if admission.response is None:
+                admission.response = AdmitResponse(seq=admission.seq, denial=denials.unavailable())
+
+    def _add(self, operation: Any, first: bytes, second: bytes, handler: _Handler) -> None:
+        self.operations.append((operation, first, second))
+        self._handlers.append(handler)
+
+    def _plan_admissions(self, admissions: Sequence[Admission]) -> None:
+        for admission in admissions:
+            if admission.operation is None:
+                continue
+            if admission.token:
+                self._add(admission.operation, admission.token, admission.blob, admission.receive)
+            else:
+                self._add(admission.operation, admission.blob, b"", admission.receive)
+
+    def _plan_settle(self, request: SettleRequest) -> None:
+        try:
+            operation = settlement(self._view, request)
+        except ValueError:
+            log.error("lease_token_unreadable", lease_id=request.lease_id)
+            self.answer.settles.append(SettleResponse(seq=request.seq))
+            self.unsettled.remove(request)
+            return
+
+        def settled(answer: list[Any], _: int) -> None:
+            if answer[0] != b"closed":
+                self.answer.settles.append(SettleResponse(seq=request.seq))
+                self.unsettled.remove(request)
+
+        self._add(operation, request.lease_token, b"", settled)
+
+    def _plan_retry(self, request: RetryRequest) -> None:
+        try:
+            failed = settlement(self._view, request.failed)
+            admission = Admission.following(
+                self._view, request.seq, request.failed.lease_token, failed,
+                same_account=request.same_account, now_ms=self._now_ms,
+            )
+        except ValueError:
+            log.error("lease_token_unreadable", lease_id=request.failed.lease_id)
+            self.unreadable.append(AdmitResponse(seq=request.seq, denial=denials.unavailable()))
+            return
+        self.admissions.append(admission)
+
+    def _plan_beat(self, beat: LeaseBeat, response: HeartbeatResponse) -> None:
+        token = beat.lease_token
+        progress = b""
+        if beat.HasField("usage") or beat.output_tokens:
+            progress = LeaseBeat(
+                usage=beat.usage if beat.HasField("usage") else None, output_tokens=beat.output_tokens,
+                served_model=beat.served_model,
+            ).SerializeToString()
+
+        def renewed(answer: list[Any], _: int) -> None:
+            if answer[0] == b"lost":
+                response.lost.append(beat.lease_id)
+
+        self._add({"op": "beat", "id": beat.lease_id}, token, progress, renewed)
+
+    def _plan_inspect(self, request: InspectRequest) -> None:
+        key, denial = check_key(
+            self._view, request.key_hash, request.client, request.source_address, self._now_ms,
+        )
+        if key is None or not (request.with_limits or key.lifetime_ms):
+            self.answer.inspects.append(inspection(self._view, request, key, denial, NOTHING, self._now_ms))
+            return
+
+        def peeked(answer: list[Any], now_ms: int) -> None:
+            if answer[0] != b"error":
+                self.answer.inspects.append(inspection(self._view, request, key, denial, answer, now_ms))
+
+        self._add(peek_operation(key.id, key.limits), b"", b"", peeked)

@@ -1,0 +1,139 @@
+"""Keeps the live numbers of accounts up to date: what changed since the last look, on notice or twice a second."""
+
+import asyncio
+import contextlib
+from typing import Any
+
+import msgspec
+from redis.exceptions import RedisError
+
+from signalbox.core import logs
+from signalbox.core.errors import Unavailable
+from signalbox.scheduler.adapters.gate import Gate
+from signalbox.scheduler.adapters.registry import Registry
+from signalbox.scheduler.adapters.store import EVENTS_CHANNEL, LostState, Store
+from signalbox.scheduler.domain.operations import decode_health
+from signalbox.scheduler.domain.policies import ACCOUNT
+from signalbox.scheduler.domain.settling import read_window
+from signalbox.scheduler.domain.state import Health
+from signalbox.scheduler.domain.view import View
+from signalbox.v1.scheduler_pb2 import ObjectEvent
+
+log = logs.logger(__name__)
+
+_OVERLAP_MS = 2_000
+_RECONNECT_S = 0.5
+
+
+class LiveRefresher:
+    """Reads what other schedulers, and this one's own calls, left in Redis."""
+
+    def __init__(self, store: Store, view: View, registry: Registry, gate: Gate, refresh_s: float) -> None:
+        self._store = store
+        self._view = view
+        self._registry = registry
+        self._gate = gate
+        self._refresh_s = refresh_s
+        self._noticed = asyncio.Event()
+        self._seen_ms = 0
+        self._told_over: set[str] = set()
+
+    async def keep_fresh(self) -> None:
+        """Refresh for ever, while the gate is open."""
+        while True:
+            await self._gate.wait_open()
+            try:
+                await self._registry.refresh()
+                await self.refresh()
+            except (Unavailable, LostState) as e:
+                self._gate.close(str(e) or "Redis lost its state")
+                continue
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._noticed.wait(), self._refresh_s)
+            self._noticed.clear()
+
+    async def listen(self) -> None:
+        """Listen for notices for ever; what is missed is found by looking."""
+        while True:
+            try:
+                async with self._store.redis.pubsub() as pubsub:
+                    await pubsub.subscribe(EVENTS_CHANNEL)
+                    self._noticed.set()
+                    while True:
+                        await pubsub.get_message(ignore_subscribe_messages=True, timeout=5.0)
+                        self._noticed.set()
+            except (RedisError, OSError) as e:
+                log.debug("notices_lost", why=str(e))
+                await asyncio.sleep(_RECONNECT_S)
+
+    async def refresh(self) -> None:
+        """Read the numbers that changed. Raises Unavailable."""
+        changed = await self._store.command(
+            "ZRANGEBYSCORE", "sb:dirty", self._seen_ms - _OVERLAP_MS, "+inf", "WITHSCORES",
+        )
+        used = {account.decode(): int(float(at)) for account, at in zip(changed[::2], changed[1::2], strict=True)}
+        if used:
+            await self._read_numbers(used)
+            self._seen_ms = max(used.values())
+        await self._read_health()
+
+    async def _read_numbers(self, used: dict[str, int]) -> None:
+        live = self._view.live
+        accounts = list(used)
+        running = await self._store.command("HMGET", f"sb:{self._store.epoch}:n", *(f"a:{a}" for a in accounts))
+        groups = {p.group for a in accounts if (p := self._view.snapshot.accounts.get(a)) is not None}
+        for account, number in zip(accounts, running, strict=True):
+            state = live.account(account)
+            state.in_flight = int(number or 0)
+            state.last_used_ms = used[account]
+        for group in groups:
+            flat = await self._store.command("HGETALL", f"sb:windows:{group}")
+            windows = live.group(group).windows
+            for name, text in _pairs(flat):
+                with contextlib.suppress(ValueError):
+                    windows[name.decode()] = read_window(name.decode(), text.decode())
+
+    async def _read_health(self) -> None:
+        live = self._view.live
+        rests = _records(await self._store.command("HGETALL", "sb:rests"))
+        benches = _records(await self._store.command("HGETALL", "sb:benches"))
+        if rests == live.rests and benches == live.benches:
+            self._tell_recovered()
+            return
+        touched = {k.partition("|")[0] for k in {*rests} ^ {*live.rests}}
+        touched |= {k.partition("|")[0] for k in rests if rests[k] != live.rests.get(k)}
+        benched = {k for k in {*benches, *live.benches} if benches.get(k) != live.benches.get(k)}
+        live.rests, live.benches = rests, benches
+        for account in self._view.snapshot.accounts.values():
+            if account.group in touched or account.id in benched:
+                self._tell(account.id)
+
+    def _tell_recovered(self) -> None:
+        """Tell of accounts whose rest ended by itself since the last look."""
+        now_ms = self._store.now_ms()
+        over = {k for k, h in self._view.live.rests.items() if h.until_ms <= now_ms} - self._told_over
+        if over:
+            groups = {k.partition("|")[0] for k in over}
+            for account in self._view.snapshot.accounts.values():
+                if account.group in groups:
+                    self._tell(account.id)
+        self._told_over = {k for k, h in self._view.live.rests.items() if h.until_ms <= now_ms}
+
+    def _tell(self, account_id: str) -> None:
+        obj = self._view.snapshot.objects.get((ACCOUNT, account_id))
+        if obj is not None:
+            self._registry.tell(ObjectEvent.STATUS, obj)
+
+
+def _pairs(flat: Any) -> list[tuple[bytes, bytes]]:
+    """Return a hash's fields and values whatever shape the client gives them."""
+    return list(flat.items()) if isinstance(flat, dict) else list(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _records(flat: Any) -> dict[str, Health]:
+    records = {}
+    for name, packed in _pairs(flat):
+        with contextlib.suppress(msgspec.MsgspecError):
+            r = decode_health(packed)
+            records[name.decode()] = Health(r.kind, r.reason, int(r.until_ms), int(r.failures))
+    return records

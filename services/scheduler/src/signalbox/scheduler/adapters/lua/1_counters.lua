@@ -1,0 +1,207 @@
+-- Counters of limits: what was used and what is reserved, per period, in one hash each.
+-- Minute and Hour slide in 60 buckets, the oldest counted whole; Day, Week, Month follow the UTC calendar; Total never
+-- ends. Who is limited, and what happens when a limit is full, is leases.lua's business.
+--
+-- Fields: p the newest bucket, or the start of the calendar period; o the oldest bucket that holds something;
+-- u1..u3 used and r1..r3 reserved in the whole period; u1:<bucket> and so on in one bucket.
+-- Dimensions: 1 requests; 2 tokens (accounts: input tokens); 3 nano-dollars (accounts: output tokens).
+-- All numbers are integers below 2^53, which doubles hold exactly.
+
+local BUCKETS = 60
+local WIDTH_MS = {Minute = 1000, Hour = 60000}
+local DAY_MS = 86400000
+local DIMENSIONS = 3
+
+local function whole(number)
+  return string.format('%.0f', number)
+end
+
+-- First day of the month that holds `day` (both counted from 1970-01-01), by the proleptic Gregorian calendar.
+local function month_start(day)
+  local z = day + 719468 -- days from 0000-03-01
+  local era = math.floor(z / 146097)
+  local of_era = z - era * 146097
+  local year = math.floor(
+    (of_era - math.floor(of_era / 1460) + math.floor(of_era / 36524) - math.floor(of_era / 146096)) / 365)
+  local of_year = of_era - (365 * year + math.floor(year / 4) - math.floor(year / 100))
+  local month = math.floor((5 * of_year + 2) / 153)
+  return day - (of_year - math.floor((153 * month + 2) / 5))
+end
+
+-- Start and end of the calendar period around `now`, Unix milliseconds; the end of Total is 0.
+local function calendar(per, now)
+  local day = math.floor(now / DAY_MS)
+  if per == 'Day' then
+    return day * DAY_MS, (day + 1) * DAY_MS
+  elseif per == 'Week' then
+    local monday = day - (day + 3) % 7 -- 1970-01-01 was a Thursday
+    return monday * DAY_MS, (monday + 7) * DAY_MS
+  elseif per == 'Month' then
+    local first = month_start(day)
+    return first * DAY_MS, month_start(first + 32) * DAY_MS
+  end
+  return 0, 0
+end
+
+-- Removes the buckets that left the window from the sums.
+local function slide(c)
+  local last_gone = c.slot - BUCKETS - 1
+  local fields = redis.call('HGETALL', c.key)
+  local gone, oldest = {}, nil
+  for i = 1, #fields, 2 do
+    local kind, dim, bucket = string.match(fields[i], '^([ur])(%d):(%d+)$')
+    if bucket then
+      bucket = tonumber(bucket)
+      if bucket <= last_gone then
+        dim = tonumber(dim)
+        c[kind][dim] = c[kind][dim] - tonumber(fields[i + 1])
+        gone[#gone + 1] = fields[i]
+      elseif not oldest or bucket < oldest then
+        oldest = bucket
+      end
+    end
+  end
+  if #gone > 0 then
+    redis.call('HDEL', c.key, unpack(gone))
+  end
+  c.o = oldest
+end
+
+local function store_sums(c)
+  local pairs_ = {'p', whole(c.slot), 'o', c.o and whole(c.o) or ''}
+  for dim = 1, DIMENSIONS do
+    for _, kind in ipairs({'u', 'r'}) do
+      pairs_[#pairs_ + 1] = kind .. dim
+      pairs_[#pairs_ + 1] = whole(c[kind][dim])
+    end
+  end
+  redis.call('HSET', c.key, unpack(pairs_))
+  if c.width then
+    redis.call('PEXPIRE', c.key, (BUCKETS + 2) * c.width)
+  elseif c.ends > 0 then
+    redis.call('PEXPIREAT', c.key, whole(c.ends))
+  end
+end
+
+-- The counter at `key`, brought up to `now`: {key, width, slot, ends, o, u = {..}, r = {..}}.
+local function open_counter(key, per, now)
+  local v = redis.call('HMGET', key, 'p', 'o', 'u1', 'u2', 'u3', 'r1', 'r2', 'r3')
+  local c = {
+    key = key, width = WIDTH_MS[per], o = tonumber(v[2]),
+    u = {tonumber(v[3]) or 0, tonumber(v[4]) or 0, tonumber(v[5]) or 0},
+    r = {tonumber(v[6]) or 0, tonumber(v[7]) or 0, tonumber(v[8]) or 0},
+  }
+  if c.width then
+    c.slot, c.ends = math.floor(now / c.width), 0
+  else
+    c.slot, c.ends = calendar(per, now)
+  end
+  local stored = tonumber(v[1])
+  if not stored then
+    c.fresh = true
+  elseif stored > c.slot then
+    c.slot = stored -- the server's clock stepped back
+  elseif stored < c.slot then
+    c.fresh = true
+    if c.width and c.slot - stored <= BUCKETS then
+      slide(c)
+    else
+      redis.call('DEL', key)
+      c.u, c.r, c.o = {0, 0, 0}, {0, 0, 0}, nil
+    end
+  end
+  return c
+end
+
+-- Adds to one dimension in the current period.
+local function add(c, dim, used, reserved)
+  if c.fresh then
+    if c.width and not c.o then c.o = c.slot end
+    store_sums(c)
+    c.fresh = false
+  elseif c.width and not c.o then
+    c.o = c.slot
+    redis.call('HSET', c.key, 'o', whole(c.o))
+  end
+  for kind, amount in pairs({u = used, r = reserved}) do
+    if amount ~= 0 then
+      redis.call('HINCRBY', c.key, kind .. dim, whole(amount))
+      if c.width then
+        redis.call('HINCRBY', c.key, kind .. dim .. ':' .. whole(c.slot), whole(amount))
+      end
+      c[kind][dim] = c[kind][dim] + amount
+    end
+  end
+end
+
+-- Adds to the period (bucket or calendar start) that an earlier grant was charged to; nothing where it has passed.
+local function adjust(key, per, slot, dim, used, reserved)
+  local p = tonumber(redis.call('HGET', key, 'p'))
+  local width = WIDTH_MS[per]
+  if not p or (width and slot < p - BUCKETS) or (not width and slot ~= p) then
+    return
+  end
+  for kind, amount in pairs({u = used, r = reserved}) do
+    if amount ~= 0 then
+      redis.call('HINCRBY', key, kind .. dim, whole(amount))
+      if width then
+        redis.call('HINCRBY', key, kind .. dim .. ':' .. whole(slot), whole(amount))
+      end
+    end
+  end
+end
+
+-- First dimension whose limit (-1: none) leaves no room for `need`, or nil.
+local function overrun(c, limits, need)
+  for dim = 1, DIMENSIONS do
+    local limit = limits[dim]
+    if limit >= 0 and need[dim] > 0 and c.u[dim] + c.r[dim] + need[dim] > limit then
+      return dim
+    end
+  end
+  return nil
+end
+
+-- When `need` will fit, Unix milliseconds; 0 where time alone will not make room. What is reserved may be given back
+-- sooner, so a limit that only reservations fill is worth another try after a second.
+local function fits_at(c, dim, limit, need, now)
+  if need > limit then
+    return 0
+  end
+  if not c.width then
+    if c.u[dim] + need <= limit then
+      return now + 1000
+    end
+    return c.ends
+  end
+  local fields, by_bucket, order = redis.call('HGETALL', c.key), {}, {}
+  for i = 1, #fields, 2 do
+    local of, bucket = string.match(fields[i], '^[ur](%d):(%d+)$')
+    if of and tonumber(of) == dim then
+      bucket = tonumber(bucket)
+      if not by_bucket[bucket] then
+        by_bucket[bucket] = 0
+        order[#order + 1] = bucket
+      end
+      by_bucket[bucket] = by_bucket[bucket] + tonumber(fields[i + 1])
+    end
+  end
+  table.sort(order)
+  local held = c.u[dim] + c.r[dim]
+  for _, bucket in ipairs(order) do
+    held = held - by_bucket[bucket]
+    if held + need <= limit then
+      return (bucket + BUCKETS + 1) * c.width
+    end
+  end
+  return now + c.width
+end
+
+-- {used 1, reserved 1, used 2, reserved 2, used 3, reserved 3, when the period or its oldest bucket ends (0: never)}
+local function report(c)
+  local resets = c.ends
+  if c.width then
+    resets = c.o and (c.o + BUCKETS + 1) * c.width or 0
+  end
+  return {c.u[1], c.r[1], c.u[2], c.r[2], c.u[3], c.r[3], resets}
+end

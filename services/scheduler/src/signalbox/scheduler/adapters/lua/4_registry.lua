@@ -1,0 +1,131 @@
+-- The registry that all schedulers share: objects with versions, a log of changes, and fences against old writers.
+-- Also what a key's owner may ask: its counters, read without changing anything.
+
+local LOG = 'sb:log'        -- members <kind>/<id> by version; deleted objects stay for a while
+local GONE = 'sb:gone'      -- deleted members by version
+local MOST_GONE = 1000
+
+local function is_fenced(q)
+  local seen = tonumber(redis.call('HGET', 'sb:fences', q.writer)) or 0
+  if q.fence < seen then
+    return true
+  end
+  if q.fence > seen then
+    redis.call('HSET', 'sb:fences', q.writer, whole(q.fence))
+  end
+  return false
+end
+
+local function log_change(member)
+  local version = redis.call('INCR', 'sb:version')
+  redis.call('ZADD', LOG, version, member)
+  return version
+end
+
+local function put(q, object)
+  if is_fenced(q) then
+    return {'fenced'}
+  end
+  local member = q.kind .. '/' .. q.id
+  if redis.call('HGET', 'sb:objects', member) == object then
+    return {'same'}
+  end
+  redis.call('HSET', 'sb:objects', member, object)
+  redis.call('HSET', VERSIONS, member, whole(log_change(member)))
+  redis.call('ZREM', GONE, member)
+  if q.kind == 'ClaudeAccount' then
+    redis.call('HDEL', BENCHES, q.id) -- a changed document is a reason to try again
+  end
+  return {'put'}
+end
+
+-- Log entries of deleted objects go after a while; a scheduler further behind than the floor reads everything anew.
+local function forget_gone()
+  if redis.call('ZCARD', GONE) <= MOST_GONE then
+    return
+  end
+  local popped = redis.call('ZPOPMIN', GONE, MOST_GONE / 2)
+  for i = 1, #popped, 2 do
+    redis.call('ZREM', LOG, popped[i])
+    redis.call('SET', 'sb:floor', popped[i + 1])
+  end
+end
+
+local function delete(q)
+  if is_fenced(q) then
+    return {'fenced'}
+  end
+  local member = q.kind .. '/' .. q.id
+  if redis.call('HDEL', 'sb:objects', member) == 0 then
+    return {'same'}
+  end
+  redis.call('HDEL', VERSIONS, member)
+  redis.call('ZADD', GONE, log_change(member), member)
+  forget_gone()
+  return {'deleted'}
+end
+
+-- Objects changed after a version: {head version, whole (1: the caller must start anew), member, version, object ...}.
+local function changes(q)
+  local head = tonumber(redis.call('GET', 'sb:version')) or 0
+  local floor = tonumber(redis.call('GET', 'sb:floor')) or 0
+  local anew = (q.after < floor or q.after > head) and 1 or 0
+  local after = anew == 1 and 0 or q.after
+  local out = {head, anew}
+  local members = redis.call('ZRANGEBYSCORE', LOG, '(' .. whole(after), '+inf', 'WITHSCORES', 'LIMIT', 0, q.most)
+  for i = 1, #members, 2 do
+    out[#out + 1] = members[i]
+    out[#out + 1] = members[i + 1]
+    out[#out + 1] = redis.call('HGET', 'sb:objects', members[i]) or ''
+  end
+  return out
+end
+
+-- {in flight, first use (0: none), {reports of the limits}}
+local function peek(q, now)
+  return {
+    tonumber(redis.call('HGET', own('n'), 'k:' .. q.key)) or 0,
+    tonumber(redis.call('HGET', FIRST_USES, q.key)) or 0,
+    reports(open_limits(q, q.limits, now)),
+  }
+end
+
+-- A fact that outlives Redis came back from the ledger's database; the oldest wins.
+local function remember(q)
+  local hash = q.kind == 'first' and FIRST_USES or 'sb:since'
+  local known = tonumber(redis.call('HGET', hash, q.name))
+  if not known or q.at < known then
+    redis.call('HSET', hash, q.name, whole(q.at))
+  end
+  return {'kept'}
+end
+
+-- When each of the named limits was first seen; now, for those seen for the first time.
+local function since(q, now)
+  local out = {}
+  for i, name in ipairs(q.names) do
+    redis.call('HSETNX', 'sb:since', name, whole(now))
+    out[i] = tonumber(redis.call('HGET', 'sb:since', name))
+  end
+  return out
+end
+
+-- Adds what the ledger knows to a counter. `rows`: {start in ms, requests, tokens, nano-dollars} each.
+local function rebuild(q, now)
+  local c = open_counter(own('c:' .. q.name), q.per, now)
+  add(c, 1, 0, 0)
+  for _, row in ipairs(q.rows) do
+    local slot = c.width and math.floor(row[1] / c.width) or c.slot
+    if not c.width and (row[1] < c.slot or (c.ends > 0 and row[1] >= c.ends)) then
+      slot = -1 -- an earlier period
+    end
+    for dim = 1, DIMENSIONS do
+      adjust(c.key, q.per, slot, dim, row[1 + dim], 0)
+    end
+    if c.width and slot >= c.slot - BUCKETS and (not c.o or slot < c.o) then
+      c.o = slot
+      redis.call('HSET', c.key, 'o', whole(slot))
+    end
+  end
+  return {'rebuilt'}
+end

@@ -1,0 +1,89 @@
+-- The one function that schedulers call: a batch of operations, each with its own answer, at one instant.
+-- An epoch is confirmed in this process's memory alone, so that a restarted or replaced server, which may have lost the
+-- last second, admits nothing until a scheduler has compared it with the ledger.
+
+local confirmed = nil
+
+local function run_id()
+  return string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
+end
+
+function gateways_delivered(gateway)
+  return redis.call('SISMEMBER', own('delivered'), gateway) == 1
+end
+
+-- Confirms the stored epoch where this server process has been the one that held it all the time.
+local function confirm()
+  local e = redis.call('HMGET', 'sb:epoch', 'id', 'run', 'state')
+  if e[1] and e[2] == run_id() then
+    confirmed = e[1]
+    return {e[3], e[1]}
+  end
+  return {'lost', e[1] or ''}
+end
+
+-- Begins a new epoch; heartbeats may recreate leases from now on, admission waits for `finish`.
+local function begin(q, now)
+  redis.call('HSET', 'sb:epoch', 'id', q.id, 'run', run_id(), 'state', 'recovering', 'asked', whole(now))
+  confirmed = q.id
+  return {'recovering', q.id}
+end
+
+local function finish(q)
+  if redis.call('HGET', 'sb:epoch', 'id') ~= q.id then
+    return {'lost', ''}
+  end
+  redis.call('HSET', 'sb:epoch', 'state', 'open')
+  redis.call('PUBLISH', 'sb:events', 'epoch')
+  return {'open', q.id}
+end
+
+local WHEN_OPEN = {
+  admit = function(q, now, a) return admit(q, a, now, false) end,
+  retry = function(q, now, a, b) return retry(q, a, b, now) end,
+  settle = function(q, now, a) return settle(q, a, now, false) end,
+  expired = expired,
+  reap = function(q, now, a) return reap(q, a, now) end,
+}
+local ALWAYS = {
+  beat = function(q, now, a, b) return beat(q, a, b, now) end,
+  put = function(q, _, a) return put(q, a) end,
+  delete = delete,
+  changes = changes,
+  peek = peek,
+  remember = remember,
+  since = since,
+  rebuild = rebuild,
+  finish = finish,
+}
+
+local function run(q, now, sound, open, a, b)
+  if q.op == 'confirm' then
+    return confirm()
+  elseif q.op == 'begin' then
+    return begin(q, now)
+  elseif not sound then
+    return {'lost'}
+  elseif ALWAYS[q.op] then
+    return ALWAYS[q.op](q, now, a, b)
+  elseif not open then
+    return {'closed'}
+  end
+  return WHEN_OPEN[q.op](q, now, a, b)
+end
+
+-- Arguments: the epoch the caller knows, then three for each operation: packed description, two opaque texts.
+-- Answer: Redis time in ms, then one answer for each operation.
+redis.register_function('@FUNCTION@', function(_, args)
+  local time = redis.call('TIME')
+  local now = time[1] * 1000 + math.floor(time[2] / 1000)
+  local e = redis.call('HMGET', 'sb:epoch', 'id', 'state', 'asked')
+  epoch, asked_ms = e[1], tonumber(e[3]) or 0
+  local sound = epoch and epoch == confirmed and epoch == args[1]
+  local answers = {now}
+  for i = 2, #args, 3 do
+    local fine, answer = pcall(run, cmsgpack.unpack(args[i]), now, sound, e[2] == 'open', args[i + 1], args[i + 2])
+    answers[#answers + 1] = fine and answer or {'error', tostring(answer)}
+  end
+  return answers
+end)

@@ -1,0 +1,30 @@
+"""The price book as admission and settling use it. Prices, factors and rounding are signalbox.wire.prices' business."""
+
+from signalbox.core.clock import SystemClock, from_ms
+from signalbox.v1.common_pb2 import TokenUsage
+from signalbox.wire.prices import PriceBook
+from signalbox.wire.usage import Usage
+
+
+class BookPrices:
+    """Implements view.Prices on a price book."""
+
+    def __init__(self, book: PriceBook) -> None:
+        self._book = book
+        self._clock = SystemClock()
+
+    def worst_case(self, model: str, input_bytes: int, max_tokens: int) -> tuple[int, int]:
+        """Return the most tokens and nano-dollars that a request may use."""
+        return self._book.worst_case(model, input_bytes, max_tokens, from_ms(self._clock.now_ms()))
+
+    def cost(self, usage: TokenUsage, model: str, at_ms: int) -> int:
+        """Return what an attempt cost, nano-dollars."""
+        return self._book.cost(_usage(usage), model, from_ms(at_ms)).nano_usd
+
+
+def _usage(usage: TokenUsage) -> Usage:
+    return Usage(
+        usage.input_tokens, usage.output_tokens, usage.cache_write_5m_tokens, usage.cache_write_1h_tokens,
+        usage.cache_read_tokens, usage.web_search_requests, usage.service_tier, usage.inference_geo, usage.speed,
+        tuple((other.model, _usage(other.usage)) for other in usage.other_models),
+    )

@@ -1,0 +1,114 @@
+"""Reaps leases that no gateway renews: settles them with their last heartbeat and gives the ledger an orphan row.
+
+The row stays in Redis until the ledger has committed it. A gateway that comes back later is believed instead.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from signalbox.core import logs
+from signalbox.core.errors import Unavailable
+from signalbox.scheduler.adapters.gate import Gate
+from signalbox.scheduler.adapters.store import LostState, Store
+from signalbox.scheduler.adapters.usage import UsageClient
+from signalbox.scheduler.domain.settling import orphan
+from signalbox.scheduler.domain.view import View
+from signalbox.v1.usage_pb2 import AttemptEvent
+
+log = logs.logger(__name__)
+
+ORPHANS = "sb:orphans"
+FORMER = "sb:former"
+_PAGE = 200
+_FORMER_WAIT_MS = 45_000
+
+
+class Reaper:
+    """Looks for expired leases and undelivered orphans."""
+
+    def __init__(
+        self, store: Store, view: View, usage: UsageClient, gate: Gate, reap_s: float, reaped: Callable[[int], None],
+    ) -> None:
+        self._store = store
+        self._view = view
+        self._usage = usage
+        self._gate = gate
+        self._reap_s = reap_s
+        self._reaped = reaped
+
+    async def keep_reaping(self) -> None:
+        """Reap for ever, while the gate is open."""
+        while True:
+            await self._gate.wait_open()
+            try:
+                await self.reap()
+                await self.reap_former()
+            except LostState:
+                self._gate.close("Redis lost its state; counters are being rebuilt")
+            except Unavailable as e:
+                log.warning("reaping_failed", why=str(e))
+            try:
+                await self.deliver()
+            except Unavailable as e:
+                log.warning("orphans_not_delivered", why=str(e))
+            await asyncio.sleep(self._reap_s)
+
+    async def reap(self) -> int:
+        """Settle the leases that expired; return how many. Raises Unavailable, LostState."""
+        reaped = 0
+        while True:
+            expired = await self._store.one({"op": "expired", "most": _PAGE})
+            if expired and expired[0] == b"closed":
+                return reaped
+            operations = []
+            for lease, token, beat in expired:
+                operation, event = orphan(self._view, lease.decode(), token, beat, self._store.now_ms())
+                operations.append((operation, event.SerializeToString(), b""))
+            if operations:
+                answers = await self._store.run(operations)
+                done = sum(a[0] == b"reaped" for a in answers[1:])
+                reaped += done
+                self._reaped(done)
+                log.info("leases_reaped", count=done)
+            if len(operations) < _PAGE:
+                return reaped
+
+    async def deliver(self) -> None:
+        """Give the ledger what it does not have yet. Raises Unavailable."""
+        found = await self._store.command("HGETALL", ORPHANS)
+        pairs = list(found.items()) if isinstance(found, dict) else list(zip(found[::2], found[1::2], strict=True))
+        for start in range(0, len(pairs), _PAGE):
+            page = pairs[start : start + _PAGE]
+            await self._usage.ingest([AttemptEvent.FromString(event) for _, event in page])
+            await self._store.command("HDEL", ORPHANS, *(lease for lease, _ in page))
+
+    async def leave_former(self, epoch: str) -> None:
+        """Have the leases of an earlier epoch looked at once their gateways had time to renew them."""
+        await self._store.command("HSET", FORMER, epoch, self._store.now_ms() + _FORMER_WAIT_MS)
+
+    async def reap_former(self) -> None:
+        """Turn leases of earlier epochs, which nobody renewed or settled, into orphans; they charge no counter."""
+        found: Any = await self._store.command("HGETALL", FORMER)
+        pairs = found.items() if isinstance(found, dict) else zip(found[::2], found[1::2], strict=True)
+        for name, due in list(pairs):
+            epoch = name.decode()
+            if int(due) > self._store.now_ms() or epoch == self._store.epoch:
+                continue
+            await self._orphan_former(epoch)
+            await self._store.command("HDEL", FORMER, epoch)
+
+    async def _orphan_former(self, epoch: str) -> None:
+        leases: Any = await self._store.command("HGETALL", f"sb:{epoch}:leases")
+        pairs = leases.items() if isinstance(leases, dict) else zip(leases[::2], leases[1::2], strict=True)
+        for lease, token in list(pairs):
+            beat = await self._store.command("HGET", f"sb:{epoch}:beats", lease)
+            _, event = orphan(self._view, lease.decode(), token, beat or b"", self._store.now_ms())
+            await self._store.command("HSET", ORPHANS, lease, event.SerializeToString())
+        cursor: Any = 0
+        while True:
+            cursor, names = await self._store.command("SCAN", cursor, "MATCH", f"sb:{epoch}:*", "COUNT", 500)
+            if names:
+                await self._store.command("UNLINK", *names)
+            if int(cursor) == 0:
+                return

@@ -1,0 +1,181 @@
+"""Opens the gate: takes over an epoch that is intact, or begins one and rebuilds the counters from the ledger.
+
+One scheduler recovers at a time, under a lock; the others ask their gateways for journals meanwhile and wait.
+"""
+
+import asyncio
+import contextlib
+import secrets
+
+from signalbox.core import logs
+from signalbox.core.errors import Unavailable
+from signalbox.scheduler.adapters.gate import Gate
+from signalbox.scheduler.adapters.reaper import Reaper
+from signalbox.scheduler.adapters.registry import Registry
+from signalbox.scheduler.adapters.sessions import Sessions
+from signalbox.scheduler.adapters.store import LostState, Operation, Store
+from signalbox.scheduler.adapters.usage import UsageClient
+from signalbox.scheduler.domain.rebuilding import rebuild_operations
+from signalbox.scheduler.domain.view import View
+from signalbox.v1.scheduler_pb2 import ObjectEvent
+from signalbox.v1.usage_pb2 import Fact, QueryResponse
+
+log = logs.logger(__name__)
+
+_LOCK = "sb:recovering"
+_LOCK_MS = 20_000
+_POLL_S = 0.1
+_FIRST_PAUSE_S = 0.1
+_LONGEST_PAUSE_S = 1.0
+_SETTLE_DOWN_S = 1.0
+_PAGE = 200
+# An attempt that ended this long before the ledger was asked is in its answer; a later one may be counted twice,
+# which errs on the side of the limit.
+_LEDGER_LAG_MS = 300
+
+
+class Recovery:
+    """Keeps the gate open as long as Redis is there and complete."""
+
+    def __init__(
+        self, store: Store, view: View, registry: Registry, usage: UsageClient, sessions: Sessions, gate: Gate,
+        reaper: Reaper, journal_wait_s: float,
+    ) -> None:
+        self._store = store
+        self._view = view
+        self._registry = registry
+        self._usage = usage
+        self._sessions = sessions
+        self._gate = gate
+        self._reaper = reaper
+        self._journal_wait_s = journal_wait_s
+        self._epoch = ""
+
+    async def keep_open(self) -> None:
+        """Open the gate, and again whenever it is closed, for ever."""
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                opened = await self._try_open()
+            except Unavailable as e:
+                self._gate.close(str(e))
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+                continue
+            except LostState:
+                opened = False
+            if not opened:
+                await asyncio.sleep(_POLL_S)
+                continue
+            pause_s = _FIRST_PAUSE_S
+            await self._gate.trouble.wait()
+
+    async def _try_open(self) -> bool:
+        state = await self._store.confirm()
+        if state == "open":
+            await self._take_over()
+            return True
+        lost = self._store.epoch
+        if state == "recovering":
+            await self._help()
+        if not await self._lock():
+            return False
+        try:
+            await self._recover(lost if state == "recovering" else await self._former())
+        finally:
+            with contextlib.suppress(Unavailable):
+                await self._store.command("DEL", _LOCK)
+        return False  # the next look finds the epoch open
+
+    async def _take_over(self) -> None:
+        if self._store.epoch != self._epoch:
+            await self._registry.reload()
+            if self._epoch:
+                self._registry.tell(ObjectEvent.RESYNC)
+            self._epoch = self._store.epoch
+        self._sessions.stop_asking()
+        self._gate.open()
+        log.info("admission_open", epoch=self._epoch)
+
+    async def _former(self) -> str:
+        epoch = await self._store.command("HGET", "sb:epoch", "id")
+        return epoch.decode() if epoch else ""
+
+    async def _lock(self) -> bool:
+        token = secrets.token_hex(4)
+        return await self._store.command("SET", _LOCK, token, "NX", "PX", _LOCK_MS) is not None
+
+    # ------------------------------------------------------------------ beside the scheduler that recovers
+
+    async def _help(self) -> None:
+        """Make this scheduler's gateways known to the one that recovers, and pass on who delivered."""
+        epoch = self._store.epoch
+        self._sessions.ask(epoch)
+        await self._note_gateways(epoch)
+
+    async def _note_gateways(self, epoch: str) -> None:
+        for name, gateways in (("gateways", self._sessions.gateways), ("delivered", self._sessions.delivered)):
+            if gateways:
+                await self._store.command("SADD", f"sb:{epoch}:{name}", *gateways)
+
+    # ------------------------------------------------------------------ recovering
+
+    async def _recover(self, former: str) -> None:
+        epoch = secrets.token_hex(8)
+        log.warning("recovering", epoch=epoch, former=former)
+        asked_ms = await self._store.begin(epoch)
+        if former:
+            await self._reaper.leave_former(former)
+        await self._restore_registry()
+        self._sessions.ask(epoch)
+        known = await self._usage.counters(asked_ms)
+        if former or self._sessions.gateways or known.counters:
+            await self._wait_for_journals(epoch)
+            known = await self._ask_ledger()
+        await self._rebuild(known)
+        await self._store.one({"op": "finish", "id": epoch})
+
+    async def _restore_registry(self) -> None:
+        """Put again what this scheduler knows where Redis knows less."""
+        version = int(await self._store.command("GET", "sb:version") or 0)
+        if self._view.snapshot.version > version:
+            await self._registry.republish()
+        await self._registry.reload()
+
+    async def _wait_for_journals(self, epoch: str) -> None:
+        """Wait until every gateway that is known delivered its journal, or for the time that is set."""
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        while (waited_s := loop.time() - began_s) < self._journal_wait_s:
+            await self._note_gateways(epoch)
+            await self._store.command("PEXPIRE", _LOCK, _LOCK_MS)
+            missing = await self._store.command("SDIFF", f"sb:{epoch}:gateways", f"sb:{epoch}:delivered")
+            known = await self._store.command("SCARD", f"sb:{epoch}:gateways")
+            if known and not missing and waited_s >= min(_SETTLE_DOWN_S, self._journal_wait_s):
+                return
+            self._sessions.changed.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._sessions.changed.wait(), _POLL_S)
+        log.warning("journals_not_awaited", waited_s=self._journal_wait_s)
+
+    async def _ask_ledger(self) -> QueryResponse:
+        """Return what the ledger knows; note since when it may not know of attempts that have ended."""
+        now_ms = self._store.now_ms()
+        await self._store.command("HSET", "sb:epoch", "asked", now_ms - _LEDGER_LAG_MS)
+        return await self._usage.counters(now_ms)
+
+    async def _rebuild(self, known: QueryResponse) -> None:
+        operations: list[Operation] = []
+        for fact in known.facts:
+            name, kind = fact.key_id, "first"
+            if fact.kind == Fact.LIMIT_SINCE:
+                name, kind = f"{fact.key_id}|{fact.name}", "since"
+                self._view.since_ms[name] = fact.at_ms
+            operations.append(({"op": "remember", "kind": kind, "name": name, "at": fact.at_ms}, b"", b""))
+        counters = rebuild_operations(
+            self._view.snapshot.keys, known.counters, self._view.since_ms,
+        )
+        operations += [(o, b"", b"") for o in counters]
+        for start in range(0, len(operations), _PAGE):
+            await self._store.run(operations[start : start + _PAGE])
+        log.info("counters_rebuilt", facts=len(known.facts), counters=len(counters))

@@ -1,0 +1,1 @@
+"""Pure decisions of the scheduler: policies, ranking, admission. No I/O."""

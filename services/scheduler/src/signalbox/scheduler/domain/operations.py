@@ -1,0 +1,151 @@
+"""What goes to the Redis functions and what comes back. The functions themselves are in lua/.
+
+Field names are those that the functions read; times are Unix milliseconds, money nano-dollars.
+"""
+
+from typing import Any, Final
+
+import msgspec
+
+encode: Final = msgspec.msgpack.Encoder().encode
+NEVER_MS: Final = 9_000_000_000_000
+
+
+class Limit(msgspec.Struct, array_like=True, frozen=True):
+    """One limit of a key; -1 where a dimension is not limited."""
+
+    name: str
+    per: str
+    requests: int
+    tokens: int
+    cost: int
+    strict: int
+
+
+class Cap(msgspec.Struct, array_like=True, frozen=True):
+    """One known cap of an account; -1 where a dimension is not limited."""
+
+    per: str
+    requests: int
+    input_tokens: int
+    output_tokens: int
+
+
+class Candidate(msgspec.Struct, array_like=True, frozen=True):
+    """One account that may be granted. `pool` counts from 1; `draining` accounts serve their pins only."""
+
+    account: str
+    group: str
+    max_concurrency: int
+    pool: int
+    model: str
+    model_class: str
+    limits: tuple[Limit, ...]
+    caps: tuple[Cap, ...]
+    draining: int
+
+
+class Take(msgspec.Struct, tag_field="op", tag="admit", kw_only=True):
+    """Admit a request to the first candidate that has room.
+
+    `names` and `versions` are the objects that the decision rests on. `counts`: 1 where the request counts against
+    request limits. `usual` and `worst` are (tokens, cost) to reserve. `sizes` are (input, output tokens) for accounts'
+    caps. `session` is the pin's name; `hint` the pinned account as far as known, with `hint_state` saying why it is no
+    candidate (elsewhere: serve elsewhere and leave the pin; anything else moves or refuses it).
+    """
+
+    id: str
+    key: str
+    owner: str
+    attempt: int
+    tried: tuple[str, ...]
+    names: list[str]
+    versions: list[str]
+    life: int
+    most: int
+    counts: int
+    limits: tuple[Limit, ...]
+    usual: tuple[int, int]
+    worst: tuple[int, int]
+    sizes: tuple[int, int]
+    cands: list[Candidate]
+    pools: list[tuple[str, int]]
+    session: str
+    hint: str
+    hint_state: str
+    refuse: int
+    bound: int
+
+
+class Settle(msgspec.Struct, tag_field="op", tag="settle", kw_only=True):
+    """End a lease. `effect` is (kind, reason, until, model class, jitter 0..1); `windows` alternate names and values."""
+
+    id: str
+    tokens: int = 0
+    cost: int = 0
+    input: int = 0
+    output: int = 0
+    effect: tuple[str, str, int, str, float] = ("", "", 0, "", 0.0)
+    ok: int = 0
+    ended: int = 0
+    gateway: str = ""
+    windows: tuple[str, ...] = ()
+
+
+class Retake(Take, tag_field="op", tag="retry", kw_only=True):
+    """Settle `failed` and admit again; `last` 1 where no more candidates can be offered."""
+
+    failed: Settle
+    last: int
+
+
+class Reap(Settle, tag_field="op", tag="reap", kw_only=True):
+    """Settle a lease that expired."""
+
+
+class Head(msgspec.Struct, rename={
+    "epoch": "e", "admitted_ms": "t", "key_id": "key", "account_id": "account", "pool_id": "pool",
+}):
+    """What a lease token says before the request itself."""
+
+    epoch: str
+    admitted_ms: int
+    key_id: str
+    account_id: str
+    group: str
+    pool_id: str
+    model: str
+    model_class: str = msgspec.field(name="class")
+    attempt: int = 0
+    tried: tuple[str, ...] = ()
+    owner: str = ""
+    probe: bool = False
+    charges: tuple[tuple[Any, ...], ...] = ()
+
+
+class HealthRecord(msgspec.Struct, rename={
+    "kind": "k", "reason": "w", "until_ms": "u", "set_ms": "a", "failures": "f", "probe": "p",
+}):
+    """Why an account or limit group is kept out; see lua/2_health.lua."""
+
+    kind: str
+    reason: str
+    until_ms: float
+    set_ms: float
+    failures: float
+    probe: str
+
+
+_decode_head = msgspec.msgpack.Decoder(Head).decode
+decode_health: Final = msgspec.msgpack.Decoder(HealthRecord).decode
+
+
+def read_token(token: bytes) -> tuple[Head, bytes]:
+    """Return a lease token's head and the serialised AdmitRequest. Raises ValueError for what is no token."""
+    length = int.from_bytes(token[:2], "big")
+    if len(token) < 2 + length or length == 0:
+        raise ValueError("not a lease token")
+    try:
+        return _decode_head(token[2 : 2 + length]), token[2 + length :]
+    except msgspec.MsgspecError as e:
+        raise ValueError("not a lease token") from e

@@ -1,0 +1,226 @@
+"""Ranking: which accounts should serve a request, best first, and why the others are left out.
+
+Pure: everything comes in as arguments. The taking, which re-checks all of this exactly, is Redis's.
+A request looks at a bounded number of accounts of each pool, from a place that its own hash gives, so that large pools
+cost no more than small ones and bursts spread; pools up to that size are looked at whole.
+"""
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+from signalbox.scheduler.domain.policies import AccountPolicy, model_class
+from signalbox.scheduler.domain.snapshot import PoolIndex
+from signalbox.scheduler.domain.state import Health, LiveState
+
+SHORTLIST = 16
+_STRIDE = 7919
+_MULTIPLIER = 0x9E3779B97F4A7C15
+_MASK = (1 << 64) - 1
+
+
+class Turns:
+    """How often each account of a pool had its turn, relative to its weight, in this scheduler.
+
+    Each scheduler takes turns evenly, so all of them together do.
+    """
+
+    def __init__(self) -> None:
+        self._served: dict[tuple[str, str], float] = {}
+
+    def of(self, pool_id: str, account_id: str) -> float:
+        """Return the turns so far; newcomers begin with none and are brought level by `enter`."""
+        return self._served.get((pool_id, account_id), 0.0)
+
+    def enter(self, pool_id: str, accounts: Sequence[AccountPolicy]) -> None:
+        """Bring accounts that never had a turn level with the one that had fewest, so that they do not get them all."""
+        known = [s for a in accounts if (s := self._served.get((pool_id, a.id))) is not None]
+        if len(known) < len(accounts):
+            level = min(known, default=0.0)
+            for account in accounts:
+                self._served.setdefault((pool_id, account.id), level)
+
+    def took(self, pool_id: str, account: AccountPolicy, times: int = 1) -> None:
+        """Note `times` turns of the account (negative to take them back)."""
+        key = pool_id, account.id
+        self._served[key] = self._served.get(key, 0.0) + times / account.weight
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """One candidate. `pool` indexes the ranked pools; `score`: lower is better, unit by strategy."""
+
+    account: AccountPolicy
+    pool: int
+    score: int
+    sends: str
+
+
+@dataclass(slots=True)
+class Wish:
+    """What is asked: a model, by a request with a hash, now; `tried` and `passed` are left out with their reason."""
+
+    model: str
+    seed: int
+    now_ms: int
+    pinned: str = ""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Accounts that this request does not take, by reason (tried, or what Redis said in this decision)."""
+    want: int = 4
+
+
+@dataclass(slots=True)
+class Ranking:
+    """The outcome. `more`: there may be further candidates; `serving`: members of any state that serve the model."""
+
+    candidates: list[Ranked] = field(default_factory=list)
+    excluded: dict[str, int] = field(default_factory=dict)
+    members: int = 0
+    serving: int = 0
+    considered: int = 0
+    more: bool = False
+    soonest_ms: int = 0
+    """When the first of the limited or cooling accounts may serve again; 0 where none is."""
+    pin_state: str = ""
+    """Why the pinned account is no candidate, "" where it is one or nothing is pinned."""
+
+    def exclude(self, reason: str, until_ms: int = 0) -> None:
+        """Count an account that is left out."""
+        self.excluded[reason] = self.excluded.get(reason, 0) + 1
+        if until_ms and (not self.soonest_ms or until_ms < self.soonest_ms):
+            self.soonest_ms = until_ms
+
+
+def rank(pools: Sequence[PoolIndex], live: LiveState, turns: Turns, wish: Wish) -> Ranking:
+    """Rank the accounts of `pools` (in the order in which they are tried) for one request."""
+    ranking = Ranking()
+    seen: set[str] = set()
+    if wish.pinned:
+        _rank_pinned(pools, live, wish, ranking, seen)
+    for position, index in enumerate(pools):
+        ranking.members += len(index.members)
+        if len(ranking.candidates) >= wish.want:
+            ranking.more = True
+            continue
+        for _, accounts in index.tiers(wish.model):
+            ranking.serving += len(accounts)
+            if len(ranking.candidates) >= wish.want:
+                ranking.more = True
+                continue
+            _rank_tier(position, index, accounts, live, turns, wish, ranking, seen)
+    return ranking
+
+
+def _rank_pinned(
+    pools: Sequence[PoolIndex], live: LiveState, wish: Wish, ranking: Ranking, seen: set[str],
+) -> None:
+    ranking.pin_state = "gone"
+    for position, index in enumerate(pools):
+        if wish.pinned not in index.pool.members:
+            continue
+        account = next((a for a in index.members if a.id == wish.pinned), None)
+        if account is None:
+            continue
+        sends = account.sends(wish.model)
+        if sends is None:
+            ranking.pin_state = "elsewhere"
+            continue
+        reason, until_ms = _left_out(account, sends, live, wish)
+        seen.add(account.id)
+        ranking.pin_state = reason
+        if reason:
+            ranking.exclude(reason, until_ms)
+        else:
+            ranking.considered += 1
+            ranking.candidates.append(Ranked(account, position, 0, sends))
+        return
+
+
+def _rank_tier(
+    position: int, index: PoolIndex, accounts: tuple[AccountPolicy, ...], live: LiveState, turns: Turns, wish: Wish,
+    ranking: Ranking, seen: Collection[str],
+) -> None:
+    found: list[tuple[AccountPolicy, str]] = []
+    count = len(accounts)
+    stride = _STRIDE if count > SHORTLIST and count % _STRIDE else 1
+    start = wish.seed % count
+    for step in range(count):
+        account = accounts[(start + step * stride) % count]
+        if account.id in seen:
+            continue
+        sends = account.sends(wish.model) or wish.model
+        reason, until_ms = ("draining", 0) if account.draining else _left_out(account, sends, live, wish)
+        if reason:
+            ranking.exclude(reason, until_ms)
+            continue
+        found.append((account, sends))
+        if len(found) == SHORTLIST and step + 1 < count:
+            ranking.more = True
+            break
+    ranking.considered += len(found)
+    room = wish.want - len(ranking.candidates)
+    scored = _score(index, found, live, turns, wish)
+    ranking.candidates += [Ranked(account, position, score, sends) for score, _, account, sends in scored[:room]]
+    ranking.more = ranking.more or len(scored) > room
+
+
+def _left_out(account: AccountPolicy, sends: str, live: LiveState, wish: Wish) -> tuple[str, int]:
+    """Return why an account is no candidate ("" where it is one), and until when (0: not by time)."""
+    reason = wish.left_out.get(account.id) or account.fault(wish.now_ms)
+    if reason:
+        return reason, 0
+    if not live.benches and not live.rests:
+        return "", 0
+    out: Health | None = live.kept_out(account.id, account.group, model_class(sends), wish.now_ms)
+    if out is None:
+        return "", 0
+    return out.kind, 0 if out.kind == "benched" else out.until_ms
+
+
+_Scored = tuple[int, int, AccountPolicy, str]
+
+
+def _score(
+    index: PoolIndex, found: list[tuple[AccountPolicy, str]], live: LiveState, turns: Turns, wish: Wish,
+) -> list[_Scored]:
+    strategy = index.pool.strategy
+    if strategy == "RoundRobin":
+        turns.enter(index.pool.id, [a for a, _ in found])
+    scored: list[_Scored] = []
+    for account, sends in found:
+        tie = _mix(wish.seed, account.salt)
+        if strategy == "Headroom":
+            score = _headroom(account, live, wish.now_ms)
+        elif strategy == "LeastConnections":
+            score = live.account(account.id).in_flight * 1000 // account.weight
+        elif strategy == "RoundRobin":
+            score = round((turns.of(index.pool.id, account.id) + 1 / account.weight) * 1_000_000)
+        else:
+            score = _lot(tie, account.weight)
+        scored.append((score, tie, account, sends))
+    scored.sort(key=lambda s: (s[0], s[1]))
+    return scored
+
+
+def _headroom(account: AccountPolicy, live: LiveState, now_ms: int) -> int:
+    """Permille of the fullest known window plus permille of concurrency (against the weight where it has no limit)."""
+    group = live.groups.get(account.group)
+    used = group.fullest(now_ms) if group is not None else 0.0
+    in_flight = live.account(account.id).in_flight
+    if account.max_concurrency:
+        busy = in_flight / account.max_concurrency
+    else:
+        busy = in_flight / (in_flight + account.weight / 5)
+    return int(1000 * used) + int(1000 * busy)
+
+
+def _lot(tie: int, weight: int) -> int:
+    """Draw a lot: over all requests the account with the lowest one is each in proportion to its weight."""
+    return int(-math.log((tie + 1) / (_MASK + 2)) / weight * 1e9)
+
+
+def _mix(seed: int, salt: int) -> int:
+    """Return 64 bits that depend on both, evenly enough for ties and lots."""
+    x = (seed ^ salt * _MULTIPLIER) * _MULTIPLIER & _MASK
+    x = (x ^ (x >> 32)) * _MULTIPLIER & _MASK
+    return x ^ (x >> 29)

@@ -1,0 +1,98 @@
+"""What the end of an attempt means in numbers and for its account: from the gateway's words to Redis's operands."""
+
+import random
+from typing import Final
+
+from signalbox.scheduler.domain.admission import COUNT_TOKENS
+from signalbox.scheduler.domain.operations import NEVER_MS, Head, Reap, Settle, read_token
+from signalbox.scheduler.domain.policies import model_class
+from signalbox.scheduler.domain.view import View
+from signalbox.v1.common_pb2 import OUTCOME_CLIENT_GONE, OUTCOME_OK, TokenUsage, Window
+from signalbox.v1.scheduler_pb2 import AccountEffect, AdmitRequest, LeaseBeat, SettleRequest
+from signalbox.v1.usage_pb2 import AttemptEvent
+
+_KINDS: Final = {
+    AccountEffect.NONE: "", AccountEffect.REST: "rest", AccountEffect.BENCH: "bench", AccountEffect.COOL: "cool",
+}
+# Trying the account again cannot heal these; a changed document or credential can.
+_NOT_PROBED: Final = ("OrganizationOnHold",)
+
+
+def billed_tokens(usage: TokenUsage) -> tuple[int, int]:
+    """Return (input with cache writes, output) of an attempt, the other models' iterations included."""
+    taken = usage.input_tokens + usage.cache_write_5m_tokens + usage.cache_write_1h_tokens
+    given = usage.output_tokens
+    for other in usage.other_models:
+        more = billed_tokens(other.usage)
+        taken, given = taken + more[0], given + more[1]
+    return taken, given
+
+
+def settlement(view: View, request: SettleRequest) -> Settle:
+    """Return the operation that settles a lease. Raises ValueError for a token that is none."""
+    head, blob = read_token(request.lease_token)
+    asked = AdmitRequest.FromString(blob)
+    taken, given, cost = _facts(view, head, asked, request.usage, request.served_model, content=request.had_content)
+    well = request.outcome == OUTCOME_OK or (request.outcome == OUTCOME_CLIENT_GONE and request.had_content)
+    if request.outcome == OUTCOME_OK and asked.route != COUNT_TOKENS:
+        view.estimates.learn(head.key_id, asked.model, (taken + given, cost))
+    return Settle(
+        id=request.lease_id, tokens=taken + given, cost=cost, input=taken, output=given,
+        effect=_effect(request.effect), ok=int(well), gateway=asked.gateway_id,
+        ended=head.admitted_ms + request.duration_ms if request.duration_ms else 0,
+        windows=tuple(text for w in request.windows for text in (w.name, write_window(w))),
+    )
+
+
+def _facts(
+    view: View, head: Head, asked: AdmitRequest, usage: TokenUsage, served_model: str, *, content: bool,
+) -> tuple[int, int, int]:
+    """Return what an attempt used: input tokens, output tokens, nano-dollars. Without content it costs nothing."""
+    if not content or asked.route == COUNT_TOKENS:
+        return 0, 0, 0
+    taken, given = billed_tokens(usage)
+    return taken, given, view.prices.cost(usage, served_model or head.model, head.admitted_ms)
+
+
+def _effect(effect: AccountEffect) -> tuple[str, str, int, str, float]:
+    kind = _KINDS.get(effect.kind, "")
+    if not kind:
+        return "", "", 0, "", 0.0
+    until_ms = NEVER_MS if kind == "bench" and effect.reason in _NOT_PROBED else effect.until_ms
+    scope = model_class(effect.model_class) if effect.model_class else ""
+    return kind, effect.reason, until_ms, scope, random.random()
+
+
+def orphan(view: View, lease: str, token: bytes, last_beat: bytes, now_ms: int) -> tuple[Reap, AttemptEvent]:
+    """Settle a lease that nobody renewed with what its last heartbeat said, and tell the ledger."""
+    head, blob = read_token(token)
+    asked = AdmitRequest.FromString(blob)
+    beat = LeaseBeat.FromString(last_beat)
+    usage = TokenUsage()
+    usage.CopyFrom(beat.usage)
+    usage.output_tokens = max(usage.output_tokens, beat.output_tokens)
+    content = beat.HasField("usage") or beat.output_tokens > 0
+    taken, given, cost = _facts(view, head, asked, usage, beat.served_model, content=content)
+    event = AttemptEvent(
+        request_id=asked.request_id, attempt=head.attempt, lease_id=lease, route=asked.route, key_id=head.key_id,
+        owner=head.owner, account_id=head.account_id, pool_id=head.pool_id, model=asked.model, client=asked.client,
+        streamed=asked.stream, admitted_at_ms=head.admitted_ms, started_at_ms=head.admitted_ms,
+        gateway_id=asked.gateway_id, sent_model=head.model, usage=usage, served_model=beat.served_model,
+        had_content=content, outcome="OUTCOME_ORPHANED", estimated=True, reason="lease_expired",
+        duration_ms=max(0, now_ms - head.admitted_ms),
+    )
+    return Reap(id=lease, tokens=taken + given, cost=cost, input=taken, output=given), event
+
+
+def write_window(window: Window) -> str:
+    """Return a provider's limit window as text, for the shared state."""
+    return f"{window.utilization!r}|{window.limit}|{window.remaining}|{window.resets_at_ms}|{window.status}"
+
+
+def read_window(name: str, text: str) -> Window:
+    """Return what `write_window` wrote."""
+    utilization, limit, remaining, resets_at_ms, status = text.split("|", 4)
+    return Window(
+        name=name, utilization=float(utilization), limit=int(limit), remaining=int(remaining),
+        resets_at_ms=int(resets_at_ms), status=status,
+    )

@@ -1,0 +1,144 @@
+"""The registry's objects as this scheduler knows them, compiled, with the indexes that admission needs.
+
+Keeping it up to date is the adapters' business; Redis compares versions, so that a stale snapshot never admits.
+"""
+
+from collections.abc import Callable, Iterator
+
+from signalbox.scheduler.domain.policies import (
+    ACCOUNT,
+    KEY,
+    POOL,
+    AccountPolicy,
+    KeyPolicy,
+    PoolPolicy,
+    compile_account,
+    compile_key,
+    compile_pool,
+)
+from signalbox.v1.scheduler_pb2 import Object
+
+_MOST_CACHED_MODELS = 256
+
+Tier = tuple[int, tuple[AccountPolicy, ...]]
+"""A priority and the accounts that have it."""
+
+
+class PoolIndex:
+    """One pool's members, by priority and model; built on demand and dropped when a member changes."""
+
+    def __init__(self, pool: PoolPolicy, find: Callable[[str], AccountPolicy | None]) -> None:
+        self.pool = pool
+        self.members = tuple(a for a in map(find, pool.accounts) if a is not None)
+        self._tiers: dict[str, tuple[Tier, ...]] = {}
+
+    def tiers(self, model: str) -> tuple[Tier, ...]:
+        """Return the members that serve `model` by priority, lowest first."""
+        known = self._tiers.get(model)
+        if known is not None:
+            return known
+        by_priority: dict[int, list[AccountPolicy]] = {}
+        for account in self.members:
+            if account.sends(model) is not None:
+                by_priority.setdefault(account.priority, []).append(account)
+        tiers = tuple((p, tuple(by_priority[p])) for p in sorted(by_priority))
+        if len(self._tiers) < _MOST_CACHED_MODELS:
+            self._tiers[model] = tiers
+        return tiers
+
+
+class Snapshot:
+    """Keys, pools and accounts by id; keys by hash."""
+
+    def __init__(self) -> None:
+        self.version = 0
+        self.objects: dict[tuple[str, str], Object] = {}
+        self.versions: dict[tuple[str, str], str] = {}
+        self.keys: dict[str, KeyPolicy] = {}
+        self.pools: dict[str, PoolPolicy] = {}
+        self.accounts: dict[str, AccountPolicy] = {}
+        self._by_hash: dict[bytes, list[KeyPolicy]] = {}
+        self._indexes: dict[str, PoolIndex] = {}
+        self._pools_of: dict[str, set[str]] = {}
+
+    def put(self, obj: Object, version: str) -> None:
+        """Add or replace an object. Raises ValueError for a spec that no reconciler wrote, and then changes nothing."""
+        if obj.kind == KEY:
+            self._put_key(compile_key(obj.id, version, obj.spec_json, obj.uid, obj.created_at_ms))
+        elif obj.kind == POOL:
+            self._put_pool(compile_pool(obj.id, version, obj.spec_json))
+        elif obj.kind == ACCOUNT:
+            self.accounts[obj.id] = compile_account(obj.id, version, obj.spec_json)
+            self._drop_indexes(obj.id)
+        else:
+            raise ValueError(f"unknown kind {obj.kind}")
+        self.objects[obj.kind, obj.id] = obj
+        self.versions[obj.kind, obj.id] = version
+
+    def delete(self, kind: str, object_id: str) -> None:
+        """Remove an object, if it is there."""
+        self.objects.pop((kind, object_id), None)
+        self.versions.pop((kind, object_id), None)
+        if kind == KEY and (key := self.keys.pop(object_id, None)):
+            self._unlink(key)
+        elif kind == POOL and (pool := self.pools.pop(object_id, None)):
+            self._forget_pool(pool)
+        elif kind == ACCOUNT and self.accounts.pop(object_id, None):
+            self._drop_indexes(object_id)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.__init__()  # type: ignore[misc]
+
+    def key_by_hash(self, digest: bytes, now_ms: int) -> KeyPolicy | None:
+        """Return the key that serves this hash now; of several the oldest document."""
+        for key in self._by_hash.get(digest, ()):
+            if any(h == digest and (not until or now_ms < until) for h, until in key.hashes):
+                return key
+        return None
+
+    def index(self, pool_id: str) -> PoolIndex | None:
+        """Return the index of a pool, None where there is no such pool."""
+        index = self._indexes.get(pool_id)
+        if index is None and (pool := self.pools.get(pool_id)) is not None:
+            index = self._indexes[pool_id] = PoolIndex(pool, self.accounts.get)
+        return index
+
+    def of_kind(self, kind: str) -> Iterator[Object]:
+        """Yield the objects of one kind by id."""
+        for k, object_id in sorted(self.objects):
+            if k == kind:
+                yield self.objects[k, object_id]
+
+    def _put_key(self, key: KeyPolicy) -> None:
+        if old := self.keys.get(key.id):
+            self._unlink(old)
+        self.keys[key.id] = key
+        for digest, _ in key.hashes:
+            holders = self._by_hash.setdefault(digest, [])
+            holders.append(key)
+            holders.sort(key=lambda k: k.rank)
+
+    def _unlink(self, key: KeyPolicy) -> None:
+        for digest, _ in key.hashes:
+            holders = [k for k in self._by_hash.get(digest, ()) if k.id != key.id]
+            if holders:
+                self._by_hash[digest] = holders
+            else:
+                self._by_hash.pop(digest, None)
+
+    def _put_pool(self, pool: PoolPolicy) -> None:
+        if old := self.pools.get(pool.id):
+            self._forget_pool(old)
+        self.pools[pool.id] = pool
+        for account in pool.accounts:
+            self._pools_of.setdefault(account, set()).add(pool.id)
+
+    def _forget_pool(self, pool: PoolPolicy) -> None:
+        self._indexes.pop(pool.id, None)
+        for account in pool.accounts:
+            self._pools_of.get(account, set()).discard(pool.id)
+
+    def _drop_indexes(self, account_id: str) -> None:
+        for pool_id in self._pools_of.get(account_id, ()):
+            self._indexes.pop(pool_id, None)

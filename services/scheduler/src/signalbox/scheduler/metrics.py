@@ -1,0 +1,77 @@
+"""The scheduler's metrics. Labels are bounded: accounts are documents, reasons are error codes."""
+
+from collections.abc import Iterator
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from signalbox.scheduler.adapters.store import Store
+from signalbox.scheduler.domain.status import availability
+from signalbox.scheduler.domain.view import View
+from signalbox.v1.scheduler_pb2 import AdmitResponse
+
+_STATES = ("Ready", "Limited", "CoolingDown", "Benched", "Paused", "Draining", "NotReady")
+_OF_KIND = {"limited": "Limited", "cooling": "CoolingDown", "benched": "Benched"}
+
+
+class Metrics:
+    """What this scheduler decided and how long it took."""
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self._admissions = Counter(
+            "signalbox_admissions_total", "Decisions, by decision (grant, deny) and reason.", ["decision", "reason"],
+            registry=registry,
+        )
+        self._duration = Histogram(
+            "signalbox_admission_duration_seconds", "From a batch's arrival to its decisions.",
+            buckets=(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5), registry=registry,
+        )
+        self.orphans = Counter(
+            "signalbox_orphans_total", "Leases that expired because no gateway renewed them.", registry=registry,
+        )
+        self._granted = self._admissions.labels("grant", "")
+
+    def decided(self, response: AdmitResponse, took_s: float) -> None:
+        """Count one decision."""
+        if response.HasField("denial"):
+            self._admissions.labels("deny", response.denial.error_code).inc()
+        else:
+            self._granted.inc()
+        self._duration.observe(took_s)
+
+
+class AccountCollector(Collector):
+    """Account gauges, made from the view when they are asked for."""
+
+    def __init__(self, view: View, store: Store) -> None:
+        self._view = view
+        self._store = store
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield account_state and account_headroom_ratio."""
+        states = GaugeMetricFamily(
+            "signalbox_account_state", "1 for the state that an account is in.", labels=["account", "state"],
+        )
+        headroom = GaugeMetricFamily(
+            "signalbox_account_headroom_ratio", "What is left of a limit window, 0 to 1.", labels=["account", "window"],
+        )
+        now_ms = self._store.now_ms()
+        for account in list(self._view.snapshot.accounts.values()):
+            reason, out = availability(self._view, account, now_ms)
+            if account.state != "Active":
+                current = account.state
+            elif out is not None:
+                current = _OF_KIND[out.kind]
+            else:
+                current = "NotReady" if reason else "Ready"
+            for state in _STATES:
+                states.add_metric([account.id, state], float(state == current))
+            group = self._view.live.groups.get(account.group)
+            for window in group.windows.values() if group else ():
+                used = window.utilization
+                if window.limit > 0 and window.remaining >= 0:
+                    used = 1 - window.remaining / window.limit
+                headroom.add_metric([account.id, window.name], max(0.0, 1.0 - used))
+        yield states
+        yield headroom

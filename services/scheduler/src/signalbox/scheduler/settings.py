@@ -1,0 +1,64 @@
+"""The scheduler's settings. Where it listens, where Redis and the usage room are, which prices reservations use."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, SecretStr
+from pydantic_settings import SettingsConfigDict
+
+from signalbox.core.settings import Address, RoomSettings
+
+_SCHEMES = ("unix://", "redis://", "rediss://")
+
+
+def _redis_url(value: SecretStr) -> SecretStr:
+    if not value.get_secret_value().startswith(_SCHEMES):
+        raise ValueError("must begin with unix://, redis:// or rediss://")
+    return value
+
+
+class SchedulerSettings(RoomSettings):
+    """What the scheduler reads at its start. Times in seconds."""
+
+    model_config = SettingsConfigDict(env_prefix="SIGNALBOX_SCHEDULER_")
+
+    listen: Address = Field("127.0.0.1:7101", description="Where the scheduler answers other rooms.")
+    redis_url: Annotated[SecretStr, AfterValidator(_redis_url)] = Field(
+        SecretStr("redis://127.0.0.1:6379/0"),
+        validation_alias="SIGNALBOX_REDIS_URL",
+        description="Redis 7 or newer (or Valkey): unix:///PATH, redis:// or rediss://, with user and password where"
+        " needed. Its maxmemory-policy must be noeviction.",
+    )
+    redis_ca_file: Path | None = Field(
+        None, validation_alias="SIGNALBOX_REDIS_CA_FILE",
+        description="The authority behind Redis's certificate (PEM), for rediss:// with a private one.",
+    )
+    redis_cert_file: Path | None = Field(
+        None, validation_alias="SIGNALBOX_REDIS_CERT_FILE",
+        description="Certificate to show to Redis (PEM), where it asks for one.",
+    )
+    redis_key_file: Path | None = Field(
+        None, validation_alias="SIGNALBOX_REDIS_KEY_FILE", description="The key of that certificate (PEM).",
+    )
+    redis_timeout_s: float = Field(
+        2.0, gt=0, description="How long one Redis call may take before Redis counts as unreachable.",
+    )
+    usage_address: Address = Field(
+        "127.0.0.1:7103", validation_alias="SIGNALBOX_USAGE_ADDRESS",
+        description="The usage room: counters after a loss of Redis, first uses, orphaned attempts.",
+    )
+    prices_file: Path | None = Field(
+        None, validation_alias="SIGNALBOX_PRICES_FILE",
+        description="Prices that add to or replace the built-in ones, in the shape of the built-in file.",
+    )
+    journal_wait_s: float = Field(
+        5.0, ge=0,
+        description="After a loss of Redis, how long to wait for the gateways' journals before admission resumes.",
+    )
+    refresh_s: float = Field(
+        0.5, gt=0, le=1.0,
+        description="How often changes of documents and accounts are looked for when no notification came.",
+    )
+    reap_s: float = Field(
+        2.0, gt=0, le=15.0, description="How often leases are looked for that no gateway renews any more.",
+    )
