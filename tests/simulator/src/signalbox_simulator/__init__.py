@@ -1,1 +1,1 @@
-"""A simulated Anthropic provider: scripted behaviour, recorded truth."""
+"""A simulated Anthropic provider, run as a process: scripted behaviour in, recorded truth out. Imported by nothing."""
