@@ -25,7 +25,7 @@ from signalbox.core.errors import StartupError
 from signalbox.core.settings import RoomSettings, load
 
 # A start with something unusable must have said so and ended within ten seconds.
-_UNUSABLE_AFTER_S = 8.8
+_UNUSABLE_AFTER_S = 9.0
 # A process that does not even answer yet is only slow: a busy machine takes its time to import.
 _SLOW_AFTER_S = 60.0
 _GRACE_MARGIN_S = 3.0
@@ -195,7 +195,8 @@ class Instance:
             room_grace_s = _ABORT_GRACE_S if self._hurry.is_set() else grace_s
             stopping = asyncio.gather(*(kept.stop(room_grace_s) for kept in together))
             hurry = asyncio.create_task(self._hurry.wait())
-            await asyncio.wait([stopping, hurry], return_when=asyncio.FIRST_COMPLETED)
+            either: list[asyncio.Future[Any]] = [stopping, hurry]
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             hurry.cancel()
             if not stopping.done():
                 for kept in together:

@@ -22,6 +22,7 @@ Probe = Callable[[], Awaitable[dict[str, str]]]
 _PROBE_EVERY_S = 0.03
 _KEPT_LINES = 40
 _LAST_OUTPUT_S = 0.5
+_VERDICT = "cannot start: "
 _LONGEST_LINE = 64 << 10
 
 
@@ -132,7 +133,7 @@ class Kept:
             if self._stopping:
                 return
             if not self._ever_ready:
-                self.died.set_result(last_words(self._lines) or f"exited with status {status}")
+                self._give_up(last_words(self._lines) or f"exited with status {status}")
                 return
             wait_s = backoff.after(time.monotonic() - started_s)
             self.restarts += 1
@@ -183,12 +184,19 @@ class Kept:
         if text:
             self._lines.append(text)
             self._logs.child_line(self.spec.name, text)
+            if _VERDICT in text and not self._ever_ready:
+                # Its exit may hang on a call that never returns; its word is enough.
+                self._give_up(last_words([text]))
+
+    def _give_up(self, why: str) -> None:
+        if not self.died.done():
+            self.died.set_result(why)
 
 
 def last_words(lines: Sequence[str]) -> str:
     """Return the line that says best why a process could not start: its own verdict, else its last line."""
     for line in reversed(lines):
-        _, found, why = line.partition("cannot start: ")
+        _, found, why = line.partition(_VERDICT)
         if found:
             return why
     return lines[-1] if lines else ""
