@@ -44,6 +44,7 @@ class Connection(asyncio.Protocol):
         self._new_head: ResponseHead | None = None
         self._in_body = False
         self._until_close = False
+        self._keep_alive = False
         self._informational = False
         self._complete = False
         self._surplus = False
@@ -137,6 +138,7 @@ class Connection(asyncio.Protocol):
         )
         self._until_close = not framed
         self._in_body = True
+        self._keep_alive = framed and self._parser.should_keep_alive()  # the parser forgets it at the message's end
         self._new_head = ResponseHead(status, list(self._headers), until_close=self._until_close)
 
     def on_body(self, body: bytes) -> None:
@@ -167,8 +169,7 @@ class Connection(asyncio.Protocol):
         reusable = (
             not self.closed
             and not self._surplus
-            and not self._until_close
-            and self._parser.should_keep_alive()
+            and self._keep_alive
             and self._transport.get_write_buffer_size() == 0  # an early answer leaves the request half sent
         )
         self._parts = []
