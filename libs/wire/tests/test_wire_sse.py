@@ -87,6 +87,23 @@ def test_an_error_before_content_is_no_content() -> None:
     assert json.loads(reader.error.raw)["error"]["message"] == "busy"
 
 
+def test_what_follows_an_early_error_is_no_content() -> None:
+    reader, _ = feed([start(), frame("error", error={"type": "api_error"}), *ANSWER[2:]])
+    assert not reader.content_seen
+    assert reader.error is not None
+
+
+@pytest.mark.parametrize("spaced", [True, False])
+@given(text=st.text(), kind=st.sampled_from(["text", "thinking", "partial_json"]), escaped=st.booleans())
+def test_a_delta_counts_the_bytes_of_its_text(spaced: bool, text: str, kind: str, escaped: bool) -> None:
+    data = {"type": "content_block_delta", "index": 0, "delta": {"type": f"{kind}_delta", kind: text}}
+    separators = (", ", ": ") if spaced else (",", ":")
+    sent = b"event: content_block_delta\ndata: " + json.dumps(data, ensure_ascii=escaped, separators=separators).encode()
+    for chunks in ([sent + b"\n\n"], [(sent + b"\n\n") * 3], [sent, b"\n\n"], [sent.replace(b"\n", b"\r\n") + b"\r\n\r\n"]):
+        reader, _ = feed([BLOCK, *chunks])
+        assert reader.delta_bytes == len(text.encode()) * (3 if len(chunks[0]) > 2 * len(sent) else 1)
+
+
 def test_a_cut_stream_is_estimated_by_its_deltas() -> None:
     reader, _ = feed([start(output_tokens=2), BLOCK, delta("text_delta", "text", "x" * 100)])
     usage, estimated = reader.billed()

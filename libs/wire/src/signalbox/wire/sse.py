@@ -13,10 +13,18 @@ import msgspec
 from signalbox.wire.usage import Usage, UsageMeter
 
 MAX_PARTIAL_BYTES = 1 << 20
+MAX_PLAIN_BYTES = 512
 
 # A blank line. A carriage return that ends the data may be half of a CR LF, so it does not count yet.
 _BLANK_LINE = re.compile(rb"(?:\r\n|\r(?!\n)|\n)(?:\r\n|\r(?=[^\n])|\n)")
 _BLANK_LINE_AT_REST = re.compile(rb"(?:\r\n|\r(?!\n)|\n)(?:\r\n|\r|\n)")
+# One delta as the provider writes it: what most chunks of a stream are. All else takes the general way, which is
+# faster for many frames at once.
+_PLAIN_DELTA = re.compile(
+    rb'event: content_block_delta\ndata: \{"type": ?"content_block_delta", ?"index": ?\d++, ?"delta": ?\{'
+    rb'"type": ?"[a-z_]++", ?"(?:text|thinking|partial_json)": ?'
+    rb'"([^"\\\r\n]*+(?:\\[^\r\n][^"\\\r\n]*+)*+)"\} ?\} *+\n\n'
+)
 _DELTA_TEXT = re.compile(rb'"(?:text|thinking|partial_json)"\s*+:\s*+"((?:[^"\\]++|\\.)*+)"', re.DOTALL)
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 _BOM = b"\xef\xbb\xbf"
@@ -68,20 +76,12 @@ class StreamReader:
 
     def feed(self, chunk: bytes) -> bytes:
         """Return the bytes of all frames that are complete now and were not returned before."""
-        data = self._partial + chunk if self._partial else chunk
-        if self._inside:
-            return self._feed_oversized(data)
-        end = _last_boundary(data)
-        if end < len(data):
-            self._partial = data[end:]
-            data = data[:end]
-            if len(self._partial) > MAX_PARTIAL_BYTES:
-                return data + self._let_through()
-        else:
-            self._partial = b""
-        if data:
-            self._read(data)
-        return data
+        if len(chunk) <= MAX_PLAIN_BYTES and self.content_seen and not self._partial:
+            delta = _PLAIN_DELTA.fullmatch(chunk)
+            if delta is not None:
+                self._add_delta(delta[1])
+                return chunk
+        return self._follow(chunk)
 
     def flush(self) -> bytes:
         """Return what is held back at the end of the stream; a frame without its blank line does not count."""
@@ -110,6 +110,22 @@ class StreamReader:
 
     # ------------------------------------------------------------------ frames
 
+    def _follow(self, chunk: bytes) -> bytes:
+        data = self._partial + chunk if self._partial else chunk
+        if self._inside:
+            return self._feed_oversized(data)
+        end = _last_boundary(data)
+        if end < len(data):
+            self._partial = data[end:]
+            data = data[:end]
+            if len(self._partial) > MAX_PARTIAL_BYTES:
+                return data + self._let_through()
+        else:
+            self._partial = b""
+        if data:
+            self._read(data)
+        return data
+
     def _read(self, data: bytes) -> None:
         if self.content_seen and _is_plain(data):
             self._measure(data)
@@ -131,7 +147,7 @@ class StreamReader:
             return
         if kind == "ping":
             return
-        self.content_seen = True
+        self.content_seen = self.content_seen or self.error is None   # what follows an early error is no answer
         if kind == "content_block_delta":
             self._measure(content)
         elif kind == "message_delta":
@@ -140,11 +156,12 @@ class StreamReader:
             self.stopped = True
 
     def _measure(self, data: bytes) -> None:
-        found = _DELTA_TEXT.findall(data)
-        if not found:
-            return
+        for text in _DELTA_TEXT.findall(data):
+            self._add_delta(text)
+
+    def _add_delta(self, text: bytes) -> None:
         self._meter.content_after_report()
-        self.delta_bytes += sum(len(text) if b"\\" not in text else _unescaped_length(text) for text in found)
+        self.delta_bytes += _unescaped_length(text) if b"\\" in text else len(text)
 
     def _read_start(self, content: bytes) -> None:
         self.message_start_seen = True
