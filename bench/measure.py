@@ -108,6 +108,14 @@ def measure(
     return Measurement(target.name, target.version, scenario.name, rep, load, cpu, pss, idle, noise, received, ledger)
 
 
+def prime(target: Target, mock: Mock, seconds: float, directory: Path) -> None:
+    """Load that does not count, so that compilers, pools and caches are in the state they will stay in."""
+    ledger_before, received_before = target.ledger() if target.data else None, mock.count()
+    _run_load(target, SCENARIOS[0], seconds, directory)
+    if ledger_before is not None:
+        _agreed_ledger(target, ledger_before, mock.count() - received_before)
+
+
 def measure_direct(mock: Mock, scenario: Scenario, rep: int, seconds: float, directory: Path) -> Measurement:
     """The same load without anything in between: the latency that the others add to."""
     before = mock.count()
@@ -123,6 +131,8 @@ def _growth(before: dict[str, float], after: dict[str, float]) -> dict[str, floa
 def run(options: argparse.Namespace, mock: Mock, subjects: list[Target], directory: Path) -> Iterator[Measurement]:
     """All measurements; the order of the subjects alternates, so that neither always finds the machine warmer."""
     scenarios = [scenario for scenario in SCENARIOS if scenario.name in options.only]
+    for target in subjects if options.prime else ():
+        prime(target, mock, options.prime, directory)
     for rep in range(1, options.reps + 1):
         for scenario in scenarios:
             yield measure_direct(mock, scenario, rep, max(2.0, options.seconds / 3), directory)
@@ -147,7 +157,8 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reps", type=int, default=3, help="repetitions [3]")
     parser.add_argument("--seconds", type=float, default=10, help="length of one measurement [10]")
-    parser.add_argument("--warm", type=float, default=4, help="seconds of load before it that do not count [4]")
+    parser.add_argument("--prime", type=float, default=12, help="seconds of load on each before all else [12]")
+    parser.add_argument("--warm", type=float, default=2, help="seconds of load before each that do not count [2]")
     parser.add_argument("--only", type=lambda text: text.split(","), default=names, help=f"of {','.join(names)}")
     parser.add_argument("--skip-peer", action="store_true", help="without Portkey, so without Node and npm")
     parser.add_argument("--skip-signalbox", action="store_true", help="Portkey and direct only")

