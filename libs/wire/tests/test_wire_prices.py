@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from signalbox.wire.prices import Cost, PriceBook, PriceDataError, base_name
-from signalbox.wire.usage import Usage, parse_usage, usage_of_message
+from signalbox.wire.models import base_name
+from signalbox.wire.prices import Cost, PriceBook, PriceDataError
+from signalbox.wire.usage import Usage, UsageMeter, parse_usage, usage_of_message
 
 BOOK = PriceBook.load()
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
@@ -59,6 +60,7 @@ def test_an_unknown_model_costs_as_the_dearest_and_says_so() -> None:
     cost = BOOK.cost(Usage(input_tokens=MILLION, output_tokens=MILLION), "claude-new-9", NOW)
     assert cost == Cost(usd("60"), True)
     assert not BOOK.known("claude-new-9")
+    assert BOOK.cost(Usage(cache_write_1h_tokens=MILLION), "other-model", NOW) == Cost(usd("20"), True)
     assert BOOK.known("claude-opus-5-20260801")
 
 
@@ -115,9 +117,69 @@ def test_usage_is_read_as_billed() -> None:
         ],
     }
     usage = parse_usage(reported, "claude-sonnet-5")
-    assert (usage.input_tokens, usage.output_tokens) == (1010, 25)
+    assert (usage.input_tokens, usage.output_tokens) == (10, 20)
     assert (usage.cache_write_5m_tokens, usage.cache_write_1h_tokens, usage.cache_read_tokens) == (60, 40, 7)
-    assert usage.other_models == (("claude-opus-5", Usage(input_tokens=3, output_tokens=4)),)
+    assert usage.other_models == (
+        ("claude-sonnet-5", Usage(input_tokens=1000, output_tokens=5, service_tier="standard")),
+        ("claude-opus-5", Usage(input_tokens=3, output_tokens=4, service_tier="standard")),
+    )
+
+
+@pytest.mark.parametrize(
+    ("total", "short", "long", "expected"),
+    [(None, 6, 4, (6, 4)), (10, 6, 4, (6, 4)), (30, 6, 4, (26, 4)), (30, 0, 4, (0, 30)), (3, 6, 4, (0, 3)), (9, 0, 0, (9, 0))],
+)
+def test_cache_writes_are_split_by_time_to_live(total: int | None, short: int, long: int, expected: tuple[int, int]) -> None:
+    split = {"ephemeral_5m_input_tokens": short, "ephemeral_1h_input_tokens": long}
+    usage = parse_usage({"cache_creation_input_tokens": total, "cache_creation": split}, "claude-opus-5")
+    assert (usage.cache_write_5m_tokens, usage.cache_write_1h_tokens) == expected
+
+
+def test_a_compaction_is_priced_by_its_own_prompt() -> None:
+    compaction = {"type": "compaction", "input_tokens": 90_000, "output_tokens": 0}
+    usage = parse_usage({"input_tokens": 90_000, "output_tokens": 0, "iterations": [compaction]}, "claude-haiku-5-5")
+    assert BOOK.cost(usage, "claude-haiku-5-5", NOW).nano_usd == 2 * 90_000 * 100
+
+
+def spent(kind: str, tokens: int, model: str | None = None) -> dict[str, object]:
+    return {"type": kind, "input_tokens": tokens, "output_tokens": 1, **({"model": model} if model else {})}
+
+
+DECLINED = spent("message", 50, "claude-fable-5")
+SERVED = spent("fallback_message", 70, "claude-opus-4-8")
+
+
+@pytest.mark.parametrize(
+    ("total", "own", "iterations"),
+    [
+        pytest.param((120, 2), (70, 1), [DECLINED, SERVED], id="the totals hold the declined hop"),
+        pytest.param((70, 1), (70, 1), [DECLINED, SERVED], id="the totals hold the serving model only"),
+        pytest.param((70, 1), (70, 1), [DECLINED, spent("fallback_message", 70, "claude-opus-4-8-20260801")], id="dated"),
+    ],
+)
+@pytest.mark.parametrize("named", ["claude-fable-5", "claude-opus-4-8"])
+def test_a_fallback_is_billed_once_and_each_model_by_itself(
+    total: tuple[int, int], own: tuple[int, int], iterations: list[dict[str, object]], named: str,
+) -> None:
+    usage = {"input_tokens": total[0], "output_tokens": total[1], "iterations": iterations}
+    found = usage_of_message(json.dumps({"model": named, "usage": usage}).encode())
+    assert found is not None
+    assert base_name(found.model) == "claude-opus-4-8"
+    assert (found.usage.input_tokens, found.usage.output_tokens) == own
+    assert found.usage.other_models == (("claude-fable-5", Usage(input_tokens=50, output_tokens=1)),)
+
+
+@given(st.lists(st.dictionaries(
+    st.sampled_from(["input_tokens", "output_tokens", "cache_read_input_tokens"]), st.none() | st.integers(0, 99),
+), max_size=5))
+def test_later_reports_replace_what_they_name(reports: list[dict[str, int | None]]) -> None:
+    meter, expected = UsageMeter(), {"input_tokens": 1, "output_tokens": 2, "cache_read_input_tokens": 3}
+    meter.start(dict(expected))
+    for report in reports:
+        meter.report(report)
+        expected |= {name: value for name, value in report.items() if value is not None}
+    usage = meter.usage("claude-opus-5")
+    assert (usage.input_tokens, usage.output_tokens, usage.cache_read_tokens) == tuple(expected.values())
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=3) | st.floats(allow_nan=False),
@@ -126,3 +188,8 @@ def test_usage_is_read_as_billed() -> None:
 def test_odd_answers_never_break_the_reader(value: object) -> None:
     found = usage_of_message(json.dumps(value).encode())
     assert found is None or found.usage.input_tokens >= 0
+
+
+@pytest.mark.parametrize("body", [b'{"model":"\xff","usage":{}}', b'{"usage":3,"content":"\xff"}', b"[" * 99_999, b"", b"[]"])
+def test_what_is_no_message_has_no_usage(body: bytes) -> None:
+    assert usage_of_message(body) is None

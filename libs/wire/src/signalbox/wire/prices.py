@@ -15,12 +15,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from signalbox.wire.models import base_name
 from signalbox.wire.usage import Usage
 
 _CLASSES = ("input", "cache_write_5m", "cache_write_1h", "cache_read", "output")
-_PROVIDER_PREFIX = {"claude": "anthropic", "gpt": "openai", "o": "openai", "gemini": "google"}
-_CLOUD_PREFIX = re.compile(r"^(?:(?:us|eu|apac|jp|au|global)\.)?anthropic\.|^(?:models/|publishers/[a-z]+/models/)")
-_SUFFIX = re.compile(r"(?:@[0-9a-z-]+|-v[0-9]+(?::[0-9]+)?|-latest|-20[0-9]{6})+$")
+_OTHER_PROVIDERS = ((re.compile(r"gpt-|o\d|codex-|chatgpt-"), "openai"), (re.compile(r"gemini-"), "google"))
 PICO_PER_NANO = 1000
 
 
@@ -156,7 +155,7 @@ class PriceBook:
         entries = self._entries_of(model)
         if entries is not None:
             return _in_force(entries, at_ms), False
-        provider = next((p for start, p in _PROVIDER_PREFIX.items() if model.startswith(start)), "anthropic")
+        provider = next((p for start, p in _OTHER_PROVIDERS if start.match(base_name(model))), "anthropic")
         candidates = [_in_force(e, at_ms) for e in self._by_model.values() if e[0].provider == provider]
         return max(candidates, key=lambda e: (e.rates.output, e.rates.input, e.rates.cache_read)), True
 
@@ -166,11 +165,6 @@ class PriceBook:
                 self._found.clear()
             self._found[model] = self._by_model.get(model) or self._by_model.get(base_name(model))
         return self._found[model]
-
-
-def base_name(model: str) -> str:
-    """Return a model's name without date, version, alias and cloud prefixes or suffixes."""
-    return _SUFFIX.sub("", _CLOUD_PREFIX.sub("", model))
 
 
 def _in_force(entries: list[_Entry], at_ms: int) -> _Entry:

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from signalbox.wire.usage import Usage, UsageMeter
+from signalbox.wire.usage import Usage, UsageMeter, serving_model
 
 MAX_PARTIAL_BYTES = 1 << 20
 MAX_PLAIN_BYTES = 512
@@ -70,7 +70,7 @@ class StreamReader:
         self.error: ErrorFrame | None = None
         self.message_start_seen = False
         self.malformed = False           # some frame was not what the grammar says; its bytes passed untouched
-        self.model = ""                  # as message_start names it
+        self.model = ""                  # that serves: message_start's, or the fallback's that took over
         self.stop_reason = ""
         self.delta_bytes = 0             # UTF-8 bytes of text, thinking and JSON deltas so far
 
@@ -178,7 +178,10 @@ class StreamReader:
         delta = parsed.get("delta")
         if isinstance(delta, dict) and isinstance(delta.get("stop_reason"), str):
             self.stop_reason = delta["stop_reason"]
-        self._meter.report(parsed.get("usage"))
+        usage = parsed.get("usage")
+        if isinstance(usage, dict):
+            self._meter.report(usage)
+            self.model = serving_model(usage, self.model)
 
     def _read_error(self, content: bytes) -> None:
         error = self._object(content).get("error")

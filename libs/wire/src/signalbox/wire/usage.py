@@ -8,13 +8,18 @@ from typing import Any
 
 import msgspec
 
+from signalbox.wire.models import base_name
+
 MAX_COUNT = 10**12
 BYTES_PER_ESTIMATED_TOKEN = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens and priced extras, as billed. `other_models`: iterations that another model served, not counted here."""
+    """Tokens and priced extras, as billed.
+
+    `other_models` are iterations billed beside these counts, never within them: another model's, and compactions.
+    """
 
     input_tokens: int = 0            # uncached
     output_tokens: int = 0           # thinking included
@@ -93,9 +98,9 @@ def usage_of_message(body: bytes) -> MessageUsage | None:
     """Return the usage and model of a Message (or of a count_tokens answer), None where the body is no JSON object."""
     try:
         parsed = msgspec.json.decode(body, type=_Message)
-    except (msgspec.DecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return _usage_of_odd_message(body)
-    return MessageUsage(parse_usage(parsed.usage or {}, parsed.model or ""), parsed.model or "")
+    return _message_usage(parsed.usage or {}, parsed.model or "")
 
 
 class _Message(msgspec.Struct):
@@ -109,51 +114,105 @@ def _usage_of_odd_message(body: bytes) -> MessageUsage | None:
     """Read what can be read where `model` or `usage` have other types than they should."""
     try:
         parsed = msgspec.json.decode(body)
-    except (msgspec.DecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return None
     if not isinstance(parsed, dict):
         return None
     usage, model = parsed.get("usage"), parsed.get("model")
     name = model if isinstance(model, str) else ""
-    return MessageUsage(parse_usage(usage if isinstance(usage, dict) else {}, name), name)
+    return _message_usage(usage if isinstance(usage, dict) else {}, name)
+
+
+def _message_usage(reported: dict[str, Any], named: str) -> MessageUsage:
+    model = serving_model(reported, named)
+    return MessageUsage(parse_usage(reported, model), model)
 
 
 def parse_usage(reported: dict[str, Any], model: str) -> Usage:
-    """Return a usage object as counts; what is missing or no sensible number counts as zero.
+    """Return a usage object, as served by `model`, as counts; what is missing or no sensible number counts as zero.
 
-    Compaction iterations are not in the top-level totals and are added. Iterations of another model than the one
-    that served the reply (advisor, fallback) are not in them either and are kept apart, to be priced by that model.
+    Compactions and advisors are never in the top-level totals. Iterations of a model that declined may be: they are
+    taken out where the totals are large enough to hold them. All of these are kept apart, to be priced by their own
+    model and size (SDK types of 17 Nov 2026; wire-facts §1).
     """
     usage = _counts(reported)
-    others: list[tuple[str, Usage]] = []
     iterations = reported.get("iterations")
-    for iteration in iterations if isinstance(iterations, list) else ():
-        if not isinstance(iteration, dict) or iteration.get("type") == "message":
-            continue
-        own = _text(iteration.get("model"))
-        if own and own != model:
-            others.append((own, _counts(iteration)))
-        elif iteration.get("type") == "compaction":
-            usage = usage.plus(_counts(iteration))
-    return replace(usage, other_models=tuple(others)) if others else usage
+    if not isinstance(iterations, list) or not iterations:
+        return usage
+    entries = [entry for entry in iterations if isinstance(entry, dict)]
+    apart = [entry for entry in entries if entry.get("type") in _NEVER_IN_TOTALS]
+    sampled = [entry for entry in entries if entry.get("type") not in _NEVER_IN_TOTALS]
+    served = base_name(model)
+    others = [entry for entry in sampled if base_name(_text(entry.get("model")) or model) != served]
+    if others:
+        usage = _without(usage, _sum(others), _sum(sampled))
+    told = (usage.service_tier, usage.inference_geo, usage.speed)
+    return replace(usage, other_models=tuple(
+        (_text(entry.get("model")) or model, _told(_counts(entry), *told)) for entry in (*others, *apart)
+    ))
+
+
+def serving_model(reported: dict[str, Any], model: str) -> str:
+    """Return the model that served: the fallback's where one took over, else `model`, which the message names."""
+    iterations = reported.get("iterations")
+    for entry in reversed(iterations) if isinstance(iterations, list) else ():
+        if isinstance(entry, dict) and entry.get("type") == "fallback_message":
+            return _text(entry.get("model")) or model
+    return model
+
+
+_NEVER_IN_TOTALS = ("compaction", "advisor_message")
+
+
+def _told(usage: Usage, tier: str, geo: str, speed: str) -> Usage:
+    """Give an iteration what only the whole answer says; the prices depend on it."""
+    return replace(usage, service_tier=tier, inference_geo=geo, speed=speed)
+
+
+def _sum(entries: list[dict[str, Any]]) -> Usage:
+    total = Usage()
+    for entry in entries:
+        total = total.plus(_counts(entry))
+    return total
+
+
+def _without(total: Usage, others: Usage, sampled: Usage) -> Usage:
+    """Return `total` less `others`, or as it is where it does not hold all that was `sampled`."""
+    names = ("input_tokens", "output_tokens", "cache_write_5m_tokens", "cache_write_1h_tokens", "cache_read_tokens")
+    if any(getattr(total, name) < getattr(sampled, name) for name in names):
+        return total
+    return replace(total, **{name: getattr(total, name) - getattr(others, name) for name in names})
 
 
 def _counts(reported: dict[str, Any]) -> Usage:
-    writes = _count(reported.get("cache_creation_input_tokens"))
-    split = reported.get("cache_creation")
-    hour = min(_count(split.get("ephemeral_1h_input_tokens")), writes) if isinstance(split, dict) else 0
+    short, long = _writes(reported)
     tools = reported.get("server_tool_use")
     return Usage(
         input_tokens=_count(reported.get("input_tokens")),
         output_tokens=_count(reported.get("output_tokens")),
-        cache_write_5m_tokens=writes - hour,
-        cache_write_1h_tokens=hour,
+        cache_write_5m_tokens=short,
+        cache_write_1h_tokens=long,
         cache_read_tokens=_count(reported.get("cache_read_input_tokens")),
         web_search_requests=_count(tools.get("web_search_requests")) if isinstance(tools, dict) else 0,
         service_tier=_text(reported.get("service_tier")),
         inference_geo=_text(reported.get("inference_geo")),
         speed=_text(reported.get("speed")),
     )
+
+
+def _writes(reported: dict[str, Any]) -> tuple[int, int]:
+    """Split cache writes by time to live; only message_start has the split, so the total may be newer than it."""
+    split = reported.get("cache_creation")
+    short = long = 0
+    if isinstance(split, dict):
+        short, long = _count(split.get("ephemeral_5m_input_tokens")), _count(split.get("ephemeral_1h_input_tokens"))
+    if reported.get("cache_creation_input_tokens") is None:
+        return short, long
+    total = _count(reported["cache_creation_input_tokens"])
+    if long and not short:
+        return 0, total
+    long = min(long, total)
+    return total - long, long
 
 
 def _count(value: object) -> int:
