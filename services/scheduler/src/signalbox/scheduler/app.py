@@ -1,9 +1,8 @@
 """Puts the scheduler together and runs it: Redis, registry, recovery, reaper, gRPC, telemetry; stops in good order."""
 
 import asyncio
-from collections.abc import Coroutine
 
-from prometheus_client import REGISTRY
+from prometheus_client import REGISTRY, CollectorRegistry
 
 from signalbox.core import logs, rpc
 from signalbox.core.errors import StartupError
@@ -33,6 +32,7 @@ log = logs.logger(__name__)
 
 SERVICE = scheduler_pb2.DESCRIPTOR.services_by_name["Scheduler"].full_name
 _DRAIN_S = 0.2
+_STOP_S = 5.0
 
 
 async def main(stop: asyncio.Event) -> None:
@@ -40,45 +40,76 @@ async def main(stop: asyncio.Event) -> None:
     settings = load(SchedulerSettings)
     logs.configure("scheduler", settings.log_level, settings.log_format)
     log.info("starting", **settings.masked())
-    store = Store(settings)
-    for warning in await within_start_limit(f"Redis at {store.where}", store.check()):
-        log.warning("redis", what=warning)
-    readiness = Readiness(NEED)
-    telemetry = TelemetryServer(settings.telemetry_address, readiness)
-    await telemetry.start()
-
-    view = View(BookPrices(_prices(settings)))
-    gate, sessions, metrics = Gate(readiness), Sessions(), Metrics()
-    REGISTRY.register(AccountCollector(view, store))
-    channel = rpc.connect(settings, settings.usage_address)
-    usage = UsageClient(channel, instance_id())
-    registry = Registry(store, view, usage)
-    dispatcher = Dispatcher(store, view, registry, usage, gate, metrics.decided)
-    reaper = Reaper(store, view, usage, gate, settings.reap_s, metrics.orphans.inc)
-    recovery = Recovery(store, view, registry, usage, sessions, gate, reaper, settings.journal_wait_s)
-    live = LiveRefresher(store, view, registry, gate, settings.refresh_s)
-    service = SchedulerService(dispatcher, registry, sessions, gate, store)
-    server = rpc.Server(settings, settings.listen, [SERVICE])
-    add_SchedulerServicer_to_server(service, server.grpc)
-    await server.start()
-    await server.set_serving(True)
+    room = Room(settings, REGISTRY)
+    await room.start()
     log.info("listening", listen=settings.listen)
-
-    work = [recovery.keep_open(), live.keep_fresh(), live.listen(), reaper.keep_reaping(), usage.keep_remembering()]
-    await _run_until(stop, work)
-
+    stopping = asyncio.create_task(stop.wait())
+    done, _ = await asyncio.wait([stopping, *room.work], return_when=asyncio.FIRST_COMPLETED)
     log.info("stopping")
-    service.stopping.set()
-    sessions.drain()
-    await asyncio.sleep(_DRAIN_S)
-    await server.stop(min(settings.stop_grace_s, _STOP_S))
-    await channel.close()
-    await store.close()
-    await telemetry.close()
+    await room.stop()
+    for task in done - {stopping}:
+        task.result()  # a defect in the background work ends the process rather than half of it
     log.info("stopped")
 
 
-_STOP_S = 5.0
+class Room:
+    """One scheduler with all its parts."""
+
+    def __init__(self, settings: SchedulerSettings, metrics_registry: CollectorRegistry) -> None:
+        self._settings = settings
+        self._readiness = Readiness(NEED)
+        self._telemetry = TelemetryServer(settings.telemetry_address, self._readiness, metrics_registry)
+        self.store = Store(settings)
+        self.view = View(BookPrices(_prices(settings)))
+        self.gate = Gate(self._readiness)
+        self._sessions = Sessions()
+        self._channel = rpc.connect(settings, settings.usage_address)
+        usage = UsageClient(self._channel, instance_id())
+        metrics = Metrics(metrics_registry)
+        metrics_registry.register(AccountCollector(self.view, self.store))
+        registry = Registry(self.store, self.view, usage)
+        dispatcher = Dispatcher(
+            self.store, self.view, registry, usage=usage, gate=self.gate, observe=metrics.decided,
+        )
+        reaper = Reaper(
+            self.store, self.view, usage=usage, gate=self.gate, reap_s=settings.reap_s, reaped=metrics.orphans.inc,
+        )
+        recovery = Recovery(
+            self.store, self.view, registry=registry, usage=usage, sessions=self._sessions, gate=self.gate,
+            reaper=reaper, journal_wait_s=settings.journal_wait_s,
+        )
+        live = LiveRefresher(self.store, self.view, registry, gate=self.gate, refresh_s=settings.refresh_s)
+        self._service = SchedulerService(
+            dispatcher, registry, live, sessions=self._sessions, gate=self.gate, store=self.store,
+        )
+        self._server = rpc.Server(settings, settings.listen, [SERVICE])
+        add_SchedulerServicer_to_server(self._service, self._server.grpc)
+        self._background = (
+            recovery.keep_open, live.keep_fresh, live.listen, reaper.keep_reaping, usage.keep_remembering,
+        )
+        self.work: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Check Redis, bind, and begin to open admission. Raises StartupError."""
+        for warning in await within_start_limit(f"Redis at {self.store.where}", self.store.check()):
+            log.warning("redis_setting", what=warning)
+        await self._telemetry.start()
+        await self._server.start()
+        await self._server.set_serving(True)
+        self.work = [asyncio.create_task(work()) for work in self._background]
+
+    async def stop(self) -> None:
+        """Send the gateways elsewhere, let what runs end, stop."""
+        self._service.stopping.set()
+        self._sessions.drain()
+        await asyncio.sleep(_DRAIN_S)
+        await self._server.stop(min(self._settings.stop_grace_s, _STOP_S))
+        for task in self.work:
+            task.cancel()
+        await asyncio.gather(*self.work, return_exceptions=True)
+        await self._channel.close()
+        await self.store.close()
+        await self._telemetry.close()
 
 
 def _prices(settings: SchedulerSettings) -> PriceBook:
@@ -86,17 +117,3 @@ def _prices(settings: SchedulerSettings) -> PriceBook:
         return PriceBook.load(settings.prices_file)
     except (OSError, PriceDataError) as e:
         raise StartupError("SIGNALBOX_PRICES_FILE", str(e)) from e
-
-
-async def _run_until(stop: asyncio.Event, work: list[Coroutine[None, None, None]]) -> None:
-    """Run the background work until `stop`; a defect in any of it ends the process rather than half of it."""
-    tasks = [asyncio.create_task(w) for w in work]
-    stopping = asyncio.create_task(stop.wait())
-    try:
-        done, _ = await asyncio.wait([stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)
-        for task in done - {stopping}:
-            task.result()
-    finally:
-        for task in (stopping, *tasks):
-            task.cancel()
-        await asyncio.gather(stopping, *tasks, return_exceptions=True)

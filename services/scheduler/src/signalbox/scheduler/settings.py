@@ -22,7 +22,7 @@ class SchedulerSettings(RoomSettings):
 
     model_config = SettingsConfigDict(env_prefix="SIGNALBOX_SCHEDULER_")
 
-    listen: Address = Field("127.0.0.1:7101", description="Where the scheduler answers other rooms.")
+    listen: Address = Field("127.0.0.1:7001", description="Where the scheduler answers other rooms.")
     redis_url: Annotated[SecretStr, AfterValidator(_redis_url)] = Field(
         SecretStr("redis://127.0.0.1:6379/0"),
         validation_alias="SIGNALBOX_REDIS_URL",
@@ -44,7 +44,7 @@ class SchedulerSettings(RoomSettings):
         2.0, gt=0, description="How long one Redis call may take before Redis counts as unreachable.",
     )
     usage_address: Address = Field(
-        "127.0.0.1:7103", validation_alias="SIGNALBOX_USAGE_ADDRESS",
+        "127.0.0.1:7003", validation_alias="SIGNALBOX_USAGE_ADDRESS",
         description="The usage room: counters after a loss of Redis, first uses, orphaned attempts.",
     )
     prices_file: Path | None = Field(

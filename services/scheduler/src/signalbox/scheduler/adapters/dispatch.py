@@ -44,7 +44,7 @@ class Dispatcher:
     """Turns batches of requests into batches of answers."""
 
     def __init__(
-        self, store: Store, view: View, registry: Registry, usage: UsageClient, gate: Gate, observe: Observe,
+        self, store: Store, view: View, registry: Registry, *, usage: UsageClient, gate: Gate, observe: Observe,
     ) -> None:
         self._store = store
         self._view = view
@@ -153,14 +153,15 @@ class _Work:
             if inspect.seq not in answered:
                 key, _ = check_key(self._view, inspect.key_hash, inspect.client, inspect.source_address, self._now_ms)
                 self.answer.inspects.append(
-                    inspection(self._view, inspect, key, denials.unavailable(), NOTHING, self._now_ms),
+                    inspection(self._view, inspect, key, denials.unavailable(), peek=NOTHING, now_ms=self._now_ms),
                 )
 
     def _deny_all(self) -> None:
         begun = {a.seq for a in self.admissions} | {r.seq for r in self.unreadable}
-        for request in (*self._batch.admits, *self._batch.retries):
-            if request.seq not in begun:
-                self.unreadable.append(AdmitResponse(seq=request.seq, denial=denials.unavailable()))
+        asked = [a.seq for a in self._batch.admits] + [r.seq for r in self._batch.retries]
+        self.unreadable += [
+            AdmitResponse(seq=seq, denial=denials.unavailable()) for seq in asked if seq not in begun
+        ]
         for admission in self.admissions:
             if admission.response is None:
                 admission.response = AdmitResponse(seq=admission.seq, denial=denials.unavailable())
@@ -182,12 +183,14 @@ class _Work:
         try:
             operation = settlement(self._view, request)
         except ValueError:
-            log.error("lease_token_unreadable", lease_id=request.lease_id)
+            log.warning("lease_token_unreadable", lease_id=request.lease_id)
             self.answer.settles.append(SettleResponse(seq=request.seq))
             self.unsettled.remove(request)
             return
 
         def settled(answer: list[Any], _: int) -> None:
+            if answer[0] == b"settled":
+                self._view.live.account(answer[1].decode()).in_flight = answer[2]
             if answer[0] != b"closed":
                 self.answer.settles.append(SettleResponse(seq=request.seq))
                 self.unsettled.remove(request)
@@ -202,7 +205,7 @@ class _Work:
                 same_account=request.same_account, now_ms=self._now_ms,
             )
         except ValueError:
-            log.error("lease_token_unreadable", lease_id=request.failed.lease_id)
+            log.warning("lease_token_unreadable", lease_id=request.failed.lease_id)
             self.unreadable.append(AdmitResponse(seq=request.seq, denial=denials.unavailable()))
             return
         self.admissions.append(admission)
@@ -227,11 +230,11 @@ class _Work:
             self._view, request.key_hash, request.client, request.source_address, self._now_ms,
         )
         if key is None or not (request.with_limits or key.lifetime_ms):
-            self.answer.inspects.append(inspection(self._view, request, key, denial, NOTHING, self._now_ms))
+            self.answer.inspects.append(inspection(self._view, request, key, denial, peek=NOTHING, now_ms=self._now_ms))
             return
 
         def peeked(answer: list[Any], now_ms: int) -> None:
             if answer[0] != b"error":
-                self.answer.inspects.append(inspection(self._view, request, key, denial, answer, now_ms))
+                self.answer.inspects.append(inspection(self._view, request, key, denial, peek=answer, now_ms=now_ms))
 
         self._add(peek_operation(key.id, key.limits), b"", b"", peeked)

@@ -11,7 +11,7 @@ from signalbox.core import logs
 from signalbox.core.errors import Unavailable
 from signalbox.scheduler.adapters.gate import Gate
 from signalbox.scheduler.adapters.registry import Registry
-from signalbox.scheduler.adapters.store import EVENTS_CHANNEL, LostState, Store
+from signalbox.scheduler.adapters.store import EVENTS_CHANNEL, LostState, Store, pairs
 from signalbox.scheduler.domain.operations import decode_health
 from signalbox.scheduler.domain.policies import ACCOUNT
 from signalbox.scheduler.domain.settling import read_window
@@ -28,7 +28,7 @@ _RECONNECT_S = 0.5
 class LiveRefresher:
     """Reads what other schedulers, and this one's own calls, left in Redis."""
 
-    def __init__(self, store: Store, view: View, registry: Registry, gate: Gate, refresh_s: float) -> None:
+    def __init__(self, store: Store, view: View, registry: Registry, *, gate: Gate, refresh_s: float) -> None:
         self._store = store
         self._view = view
         self._registry = registry
@@ -71,7 +71,7 @@ class LiveRefresher:
         changed = await self._store.command(
             "ZRANGEBYSCORE", "sb:dirty", self._seen_ms - _OVERLAP_MS, "+inf", "WITHSCORES",
         )
-        used = {account.decode(): int(float(at)) for account, at in zip(changed[::2], changed[1::2], strict=True)}
+        used = {account.decode(): int(float(at)) for account, at in pairs(changed)}
         if used:
             await self._read_numbers(used)
             self._seen_ms = max(used.values())
@@ -89,7 +89,7 @@ class LiveRefresher:
         for group in groups:
             flat = await self._store.command("HGETALL", f"sb:windows:{group}")
             windows = live.group(group).windows
-            for name, text in _pairs(flat):
+            for name, text in pairs(flat):
                 with contextlib.suppress(ValueError):
                     windows[name.decode()] = read_window(name.decode(), text.decode())
 
@@ -125,14 +125,9 @@ class LiveRefresher:
             self._registry.tell(ObjectEvent.STATUS, obj)
 
 
-def _pairs(flat: Any) -> list[tuple[bytes, bytes]]:
-    """Return a hash's fields and values whatever shape the client gives them."""
-    return list(flat.items()) if isinstance(flat, dict) else list(zip(flat[::2], flat[1::2], strict=True))
-
-
 def _records(flat: Any) -> dict[str, Health]:
     records = {}
-    for name, packed in _pairs(flat):
+    for name, packed in pairs(flat):
         with contextlib.suppress(msgspec.MsgspecError):
             r = decode_health(packed)
             records[name.decode()] = Health(r.kind, r.reason, int(r.until_ms), int(r.failures))

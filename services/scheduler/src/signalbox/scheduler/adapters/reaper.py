@@ -10,7 +10,7 @@ from typing import Any
 from signalbox.core import logs
 from signalbox.core.errors import Unavailable
 from signalbox.scheduler.adapters.gate import Gate
-from signalbox.scheduler.adapters.store import LostState, Store
+from signalbox.scheduler.adapters.store import LostState, Store, pairs
 from signalbox.scheduler.adapters.usage import UsageClient
 from signalbox.scheduler.domain.settling import orphan
 from signalbox.scheduler.domain.view import View
@@ -28,7 +28,7 @@ class Reaper:
     """Looks for expired leases and undelivered orphans."""
 
     def __init__(
-        self, store: Store, view: View, usage: UsageClient, gate: Gate, reap_s: float, reaped: Callable[[int], None],
+        self, store: Store, view: View, *, usage: UsageClient, gate: Gate, reap_s: float, reaped: Callable[[int], None],
     ) -> None:
         self._store = store
         self._view = view
@@ -76,10 +76,9 @@ class Reaper:
 
     async def deliver(self) -> None:
         """Give the ledger what it does not have yet. Raises Unavailable."""
-        found = await self._store.command("HGETALL", ORPHANS)
-        pairs = list(found.items()) if isinstance(found, dict) else list(zip(found[::2], found[1::2], strict=True))
-        for start in range(0, len(pairs), _PAGE):
-            page = pairs[start : start + _PAGE]
+        found = pairs(await self._store.command("HGETALL", ORPHANS))
+        for start in range(0, len(found), _PAGE):
+            page = found[start : start + _PAGE]
             await self._usage.ingest([AttemptEvent.FromString(event) for _, event in page])
             await self._store.command("HDEL", ORPHANS, *(lease for lease, _ in page))
 
@@ -89,9 +88,7 @@ class Reaper:
 
     async def reap_former(self) -> None:
         """Turn leases of earlier epochs, which nobody renewed or settled, into orphans; they charge no counter."""
-        found: Any = await self._store.command("HGETALL", FORMER)
-        pairs = found.items() if isinstance(found, dict) else zip(found[::2], found[1::2], strict=True)
-        for name, due in list(pairs):
+        for name, due in pairs(await self._store.command("HGETALL", FORMER)):
             epoch = name.decode()
             if int(due) > self._store.now_ms() or epoch == self._store.epoch:
                 continue
@@ -99,9 +96,7 @@ class Reaper:
             await self._store.command("HDEL", FORMER, epoch)
 
     async def _orphan_former(self, epoch: str) -> None:
-        leases: Any = await self._store.command("HGETALL", f"sb:{epoch}:leases")
-        pairs = leases.items() if isinstance(leases, dict) else zip(leases[::2], leases[1::2], strict=True)
-        for lease, token in list(pairs):
+        for lease, token in pairs(await self._store.command("HGETALL", f"sb:{epoch}:leases")):
             beat = await self._store.command("HGET", f"sb:{epoch}:beats", lease)
             _, event = orphan(self._view, lease.decode(), token, beat or b"", self._store.now_ms())
             await self._store.command("HSET", ORPHANS, lease, event.SerializeToString())

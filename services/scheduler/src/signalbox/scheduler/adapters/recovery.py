@@ -38,7 +38,7 @@ class Recovery:
     """Keeps the gate open as long as Redis is there and complete."""
 
     def __init__(
-        self, store: Store, view: View, registry: Registry, usage: UsageClient, sessions: Sessions, gate: Gate,
+        self, store: Store, view: View, *, registry: Registry, usage: UsageClient, sessions: Sessions, gate: Gate,
         reaper: Reaper, journal_wait_s: float,
     ) -> None:
         self._store = store

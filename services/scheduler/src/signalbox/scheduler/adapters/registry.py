@@ -167,7 +167,7 @@ class Registry:
         try:
             self._view.snapshot.put(obj, version)
         except ValueError as e:
-            log.error("object_unreadable", kind=kind, id=object_id, why=str(e))
+            log.warning("object_unreadable", kind=kind, id=object_id, why=str(e))
             return
         if not known:
             self.tell(ObjectEvent.PUT, obj)

@@ -55,7 +55,7 @@ class Store:
                 if path is not None
             }
         self.where = _without_password(url)
-        self.redis: Redis = Redis.from_url(
+        self.redis: Any = Redis.from_url(
             url,
             socket_timeout=settings.redis_timeout_s,
             socket_connect_timeout=settings.redis_timeout_s,
@@ -95,7 +95,8 @@ class Store:
     async def run(self, operations: Sequence[Operation]) -> list[Any]:
         """Run operations at one instant; return Redis time in ms, then one answer for each.
 
-        An operation that failed by itself answers [b"error", why]. Raises Unavailable where Redis cannot be reached or refuses, LostState where its state may be incomplete.
+        An operation that failed by itself answers [b"error", why]. Raises Unavailable where Redis cannot be reached or
+        refuses, LostState where its state may be incomplete.
         """
         args: list[Any] = [self.epoch]
         for operation, first, second in operations:
@@ -127,7 +128,8 @@ class Store:
             answers = await self._call(["", encode({"op": "confirm"}), b"", b""])
         except (RedisError, OSError, TimeoutError) as e:
             raise Unavailable("Redis", _why(e)) from e
-        state, epoch = answers[1][0].decode(), answers[1][1].decode()
+        state: str = answers[1][0].decode()
+        epoch: str = answers[1][1].decode()
         self.epoch = epoch if state != "lost" else ""
         return state
 
@@ -176,3 +178,12 @@ def _without_password(url: str) -> str:
 def _why(error: Exception) -> str:
     """Say what failed; Redis errors hold no credentials."""
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def pairs(answer: Any) -> list[tuple[Any, Any]]:
+    """Return a hash's fields or a sorted set's members with their values, in whatever shape the client gives them."""
+    if isinstance(answer, dict):
+        return list(answer.items())
+    if answer and isinstance(answer[0], list | tuple):
+        return [(name, value) for name, value in answer]
+    return list(zip(answer[::2], answer[1::2], strict=True))

@@ -10,6 +10,7 @@ import grpc.aio
 from signalbox.core.errors import Refused, Unavailable
 from signalbox.scheduler.adapters.dispatch import Dispatcher
 from signalbox.scheduler.adapters.gate import Gate
+from signalbox.scheduler.adapters.live import LiveRefresher
 from signalbox.scheduler.adapters.registry import Registry, Watcher
 from signalbox.scheduler.adapters.sessions import Sessions
 from signalbox.scheduler.adapters.store import LostState, Store
@@ -27,8 +28,10 @@ class SchedulerService(SchedulerServicer):
     """Implements scheduler.proto."""
 
     def __init__(
-        self, dispatcher: Dispatcher, registry: Registry, sessions: Sessions, gate: Gate, store: Store,
+        self, dispatcher: Dispatcher, registry: Registry, live: LiveRefresher, *, sessions: Sessions, gate: Gate,
+        store: Store,
     ) -> None:
+        self._live = live
         self._dispatcher = dispatcher
         self._registry = registry
         self._sessions = sessions
@@ -96,6 +99,8 @@ class SchedulerService(SchedulerServicer):
     async def ListObjects(self, request: pb.ListObjectsRequest, context: "Context") -> pb.ListObjectsResponse:  # noqa: N802
         """List objects, with their live status if asked."""
         try:
+            if request.with_status:
+                await self._live.refresh()
             objects = await self._registry.listing(request.kinds, request.ids, with_status=request.with_status)
         except (Unavailable, LostState) as e:
             await self._lost(e, context)

@@ -1,4 +1,4 @@
-"""One admission as a small machine: checks and ranking give an operation for Redis, its answer a response or another one.
+"""One admission as a small machine: checks and ranking give an operation for Redis, its answer a response or more.
 
 Sans-I/O: the driver runs `operation` in a batch, hands the answer to `receive`, and reads `response` once it is there.
 """
@@ -28,7 +28,9 @@ _EFFECTS = {"rest": "limited", "cool": "cooling", "bench": "benched"}
 _TRANSIENT = ("limited", "cooling", "full", "capped", "probing")
 
 
-def check_key(view: View, digest: bytes, client: str, source: str, now_ms: int) -> tuple[KeyPolicy | None, Denial | None]:
+def check_key(
+    view: View, digest: bytes, client: str, source: str, now_ms: int,
+) -> tuple[KeyPolicy | None, Denial | None]:
     """Check what can be checked of a key without its counters: it is known, active, and may be used like this."""
     key = view.snapshot.key_by_hash(digest, now_ms)
     if key is None:

@@ -22,7 +22,7 @@ def unavailable(why: str = "The scheduler cannot decide right now") -> Denial:
 
 def key_invalid() -> Denial:
     """Refuse a key that nobody knows."""
-    return _denial("key_invalid", "This relay key is not known here. Check it, or ask whoever gave it to you for another.")
+    return _denial("key_invalid", "This relay key is not known here. Check it, or ask its administrator for another.")
 
 
 def key_expired(key: KeyPolicy) -> Denial:
@@ -86,7 +86,7 @@ def pool_empty(key: KeyPolicy) -> Denial:
 def no_account_for_model(key: KeyPolicy, model: str) -> Denial:
     """Refuse because no member serves the model."""
     return _denial(
-        "no_account_for_model", f"No account of this relay key's pools serves the model {model!r}; choose another.", key,
+        "no_account_for_model", f"No account of this relay key's pools serves the model {model!r}.", key,
     )
 
 

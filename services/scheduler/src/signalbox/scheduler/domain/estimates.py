@@ -12,7 +12,7 @@ Amount = tuple[int, int]
 
 
 class Estimates:
-    """The last amounts by key and model, in this process alone: an estimate is no truth, and each process sees a sample."""
+    """The last amounts by key and model, in this process alone: estimates are no truth, and a sample is enough."""
 
     def __init__(self) -> None:
         self._series: OrderedDict[tuple[str, str], deque[Amount]] = OrderedDict()

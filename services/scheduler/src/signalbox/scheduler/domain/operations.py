@@ -78,7 +78,7 @@ class Take(msgspec.Struct, tag_field="op", tag="admit", kw_only=True):
 
 
 class Settle(msgspec.Struct, tag_field="op", tag="settle", kw_only=True):
-    """End a lease. `effect` is (kind, reason, until, model class, jitter 0..1); `windows` alternate names and values."""
+    """End a lease. `effect` is (kind, reason, until, model class, jitter 0..1); `windows` are names and values."""
 
     id: str
     tokens: int = 0

@@ -96,7 +96,7 @@ def rank(pools: Sequence[PoolIndex], live: LiveState, turns: Turns, wish: Wish) 
     ranking = Ranking()
     seen: set[str] = set()
     if wish.pinned:
-        _rank_pinned(pools, live, wish, ranking, seen)
+        _rank_pinned(pools, live, wish, ranking, seen=seen)
     for position, index in enumerate(pools):
         ranking.members += len(index.members)
         if len(ranking.candidates) >= wish.want:
@@ -107,12 +107,16 @@ def rank(pools: Sequence[PoolIndex], live: LiveState, turns: Turns, wish: Wish) 
             if len(ranking.candidates) >= wish.want:
                 ranking.more = True
                 continue
-            _rank_tier(position, index, accounts, live, turns, wish, ranking, seen)
+            found = _look_at(accounts, live, wish, ranking, seen=seen)
+            room = wish.want - len(ranking.candidates)
+            scored = _score(index, found, live, turns, wish)
+            ranking.candidates += [Ranked(a, position, score, sends) for score, _, a, sends in scored[:room]]
+            ranking.more = ranking.more or len(scored) > room
     return ranking
 
 
 def _rank_pinned(
-    pools: Sequence[PoolIndex], live: LiveState, wish: Wish, ranking: Ranking, seen: set[str],
+    pools: Sequence[PoolIndex], live: LiveState, wish: Wish, ranking: Ranking, *, seen: set[str],
 ) -> None:
     ranking.pin_state = "gone"
     for position, index in enumerate(pools):
@@ -136,10 +140,10 @@ def _rank_pinned(
         return
 
 
-def _rank_tier(
-    position: int, index: PoolIndex, accounts: tuple[AccountPolicy, ...], live: LiveState, turns: Turns, wish: Wish,
-    ranking: Ranking, seen: Collection[str],
-) -> None:
+def _look_at(
+    accounts: tuple[AccountPolicy, ...], live: LiveState, wish: Wish, ranking: Ranking, *, seen: Collection[str],
+) -> list[tuple[AccountPolicy, str]]:
+    """Return the first accounts of a tier that can serve, from where the request's hash points, and what each sends."""
     found: list[tuple[AccountPolicy, str]] = []
     count = len(accounts)
     stride = _STRIDE if count > SHORTLIST and count % _STRIDE else 1
@@ -158,10 +162,7 @@ def _rank_tier(
             ranking.more = True
             break
     ranking.considered += len(found)
-    room = wish.want - len(ranking.candidates)
-    scored = _score(index, found, live, turns, wish)
-    ranking.candidates += [Ranked(account, position, score, sends) for score, _, account, sends in scored[:room]]
-    ranking.more = ranking.more or len(scored) > room
+    return found
 
 
 def _left_out(account: AccountPolicy, sends: str, live: LiveState, wish: Wish) -> tuple[str, int]:

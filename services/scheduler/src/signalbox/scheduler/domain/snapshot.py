@@ -83,7 +83,8 @@ class Snapshot:
             self._unlink(key)
         elif kind == POOL and (pool := self.pools.pop(object_id, None)):
             self._forget_pool(pool)
-        elif kind == ACCOUNT and self.accounts.pop(object_id, None):
+        elif kind == ACCOUNT:
+            self.accounts.pop(object_id, None)
             self._drop_indexes(object_id)
 
     def clear(self) -> None:

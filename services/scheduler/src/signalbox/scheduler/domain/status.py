@@ -117,7 +117,7 @@ def object_with_status(view: View, obj: Object, peek: Peek, now_ms: int) -> Obje
 
 
 def inspection(
-    view: View, request: InspectRequest, key: KeyPolicy | None, denial: Denial | None, peek: Peek, now_ms: int,
+    view: View, request: InspectRequest, key: KeyPolicy | None, denial: Denial | None, *, peek: Peek, now_ms: int,
 ) -> InspectResponse:
     """Answer an Inspect: the denial if there is one, and all that is known of the key."""
     if key is None:

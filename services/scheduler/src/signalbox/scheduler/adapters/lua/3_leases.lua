@@ -311,9 +311,11 @@ local function drop_lease(id)
 end
 
 local function free_slot(field)
-  if redis.call('HINCRBY', own('n'), field, -1) < 0 then
+  local left = redis.call('HINCRBY', own('n'), field, -1)
+  if left < 0 then
     redis.call('HSET', own('n'), field, 0)
   end
+  return math.max(left, 0)
 end
 
 -- Whether the ledger's answer, from which the counters were rebuilt, already held an attempt of an earlier epoch.
@@ -368,10 +370,10 @@ local function settle_unknown(q, head, now)
       charge(head, facts, 1, false)
     end
   else
-    return {'known', 0}
+    return {'known'}
   end
   redis.call('SET', tombstone(q.id), cmsgpack.pack({q.tokens, q.cost, q.input, q.output}), 'PX', TOMB_TTL_MS)
-  return {'late', 0}
+  return {'late'}
 end
 
 -- Ends a lease; `keep_slot` leaves the key's slot taken. Repeating it changes nothing.
@@ -386,7 +388,7 @@ local function settle(q, token, now, keep_slot)
   if not keep_slot then
     free_slot('k:' .. head.key)
   end
-  free_slot('a:' .. head.account)
+  local running = free_slot('a:' .. head.account)
   if was_in_ledger(head, q) then
     charge(head, {0, 0, 0, 0}, -1, true)
   else
@@ -399,7 +401,7 @@ local function settle(q, token, now, keep_slot)
   if #q.windows > 0 then
     redis.call('HSET', 'sb:windows:' .. head.group, unpack(q.windows))
   end
-  return {'settled', 1}
+  return {'settled', head.account, running}
 end
 
 -- Settles the failed attempt and admits the next one of the same request. Until that is decided (`last` 0: there are
