@@ -25,8 +25,9 @@ environment() {
     [ -f "$done" ] && [ "$(cat "$done")" = "$wanted" ] && return
     echo "setup: installing into .venv"
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r scripts/bootstrap.lock
-    .venv/bin/uv pip install --quiet --python .venv/bin/python --require-hashes -r requirements.lock
+    .venv/bin/uv pip install --quiet --python .venv/bin/python --compile-bytecode --require-hashes -r requirements.lock
     .venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation "${PACKAGES[@]/#/-e./}"
+    .venv/bin/python -m compileall -q "${PACKAGES[@]}"
     echo "$wanted" >"$done"
 }
 
