@@ -42,6 +42,10 @@ def error_body(kind: str, code: str | None = None) -> bytes:
         (504, "timeout_error", None, ErrorClass.SERVER),
         (529, "overloaded_error", None, ErrorClass.OVERLOADED),
         (418, "", None, ErrorClass.CALLER),
+        (402, "billing_error", "linked_organization_spend_limit_reached", ErrorClass.CALLER),
+        (400, "invalid_request_error", "user_profile_billing_not_authorized", ErrorClass.CALLER),
+        (403, "permission_error", "claude_code_key_creator_not_member", ErrorClass.DISABLED),
+        (400, "invalid_request_error", "cmek_key_disabled", ErrorClass.DISABLED),
     ],
 )
 def test_what_an_error_means(status: int, kind: str, code: str | None, expected: ErrorClass) -> None:
@@ -49,8 +53,9 @@ def test_what_an_error_means(status: int, kind: str, code: str | None, expected:
 
 
 def test_bodies_that_are_no_envelope_still_have_a_class() -> None:
-    for body in (b"", b"<html>", b"[]", b'{"error": 3}', b'{"error":{"details":[]}}', b"\xff"):
+    for body in (b"", b"<html>", b"[]", b'{"error": 3}', b'{"error":{"details":[]}}', b"\xff", b'{"error":{"type":"\xff"}}'):
         assert classify(529, [], body, NOW).error_class is ErrorClass.OVERLOADED
+    assert classify(400, [], b'{"error":{"type":"billing_error","details":7}}', NOW).error_class is ErrorClass.BILLING
 
 
 @pytest.mark.parametrize(
@@ -60,6 +65,8 @@ def test_bodies_that_are_no_envelope_still_have_a_class() -> None:
         ({b"retry-after": b"Sat, 21 Nov 2026 12:01:00 GMT"}, 60.0), ({b"retry-after": b"soon"}, None), ({}, None),
         ({b"retry-after": b"-5"}, None), ({b"retry-after": b"nan"}, None), ({b"retry-after": b"1e99"}, 31 * 86400.0),
         ({b"anthropic-ratelimit-unified-5h-status": b"rejected", b"anthropic-ratelimit-unified-5h-reset": b"1795262460"}, 60.0),
+        ({b"anthropic-ratelimit-requests-remaining": b"0", b"anthropic-ratelimit-requests-reset": b"2026-11-21T12:00:09Z",
+          b"anthropic-ratelimit-tokens-remaining": b"1", b"anthropic-ratelimit-tokens-reset": b"2026-11-21T13:00:00Z"}, 9.0),
     ],
 )
 def test_when_to_try_again(fields: dict[bytes, bytes], seconds: float | None) -> None:

@@ -56,6 +56,9 @@ class Verdict:
 
 ENFORCED_SPEND_LIMIT = "enforced_spend_limit_reached"
 ON_HOLD = "organization_on_hold"
+KEY_CREATOR_GONE = "claude_code_key_creator_not_member"
+# About whom the caller's own user-profile header names, not about the account: anyone could bench accounts with it.
+_PROFILE_CODES = ("user_profile_", "linked_organization_")
 _MODEL_SCOPED_CLAIMS = ("seven_day_opus", "seven_day_sonnet", "seven_day_overage_included")
 OVERLOADED_STATUS = 529
 
@@ -67,12 +70,11 @@ def classify(status: int, headers: Headers, body: bytes, now: datetime | None = 
     it is not given) turns dates into seconds from now.
     """
     fields = dict(headers)
-    error = _error_of(body)
-    kind, code = error.type, error.details.error_code if error.details else ""
-    error_class = _class_of(status, kind, code or "")
+    kind, code = _error_of(body)
+    error_class = _class_of(status, kind, code)
     limited = error_class is ErrorClass.LIMITED
     return Verdict(
-        error_class, status, kind, code or "",
+        error_class, status, kind, code,
         retry_after_s=_retry_after_s(fields, now or datetime.now(UTC), limited=limited),
         model_scoped=limited and fields.get(b"anthropic-ratelimit-unified-representative-claim", b"").decode("latin-1")
         in _MODEL_SCOPED_CLAIMS,
@@ -85,9 +87,11 @@ def _class_of(status: int, kind: str, code: str) -> ErrorClass:
         return ErrorClass.ORGANIZATION_ON_HOLD
     if code == ENFORCED_SPEND_LIMIT:
         return ErrorClass.LIMITED
+    if code.startswith(_PROFILE_CODES):
+        return ErrorClass.CALLER
     if status == 402 or kind == "billing_error" or _is_billing(code):
         return ErrorClass.BILLING
-    if code.endswith(("_disabled", "_suspended", "_deactivated")):
+    if code.endswith(("_disabled", "_suspended", "_deactivated")) or code == KEY_CREATOR_GONE:
         return ErrorClass.DISABLED
     if status == 401:
         return ErrorClass.CREDENTIAL
@@ -106,28 +110,31 @@ def _is_billing(code: str) -> bool:
     return "billing" in code or "spend_limit" in code or code.startswith(("credit_balance", "payment_"))
 
 
-class _Details(msgspec.Struct):
-    error_code: str | None = None
-
-
-class _Error(msgspec.Struct):
-    type: str = ""
-    details: _Details | None = None
-
-
 class _Envelope(msgspec.Struct):
-    error: _Error
+    error: Any = None
 
 
-def _error_of(body: bytes) -> _Error:
+_envelope_decoder = msgspec.json.Decoder(_Envelope)
+
+
+def _error_of(body: bytes) -> tuple[str, str]:
+    """Return `error.type` and `error.details.error_code`, "" for what an envelope does not hold."""
     try:
-        return msgspec.json.decode(body, type=_Envelope).error
-    except (msgspec.DecodeError, RecursionError):
-        return _Error()
+        error = _envelope_decoder.decode(body).error
+    except (ValueError, RecursionError):
+        return "", ""
+    if not isinstance(error, dict):
+        return "", ""
+    details = error.get("details")
+    return _text(error.get("type")), _text(details.get("error_code")) if isinstance(details, dict) else ""
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
 
 
 def _retry_after_s(fields: dict[bytes, bytes], now: datetime, *, limited: bool) -> float | None:
-    """Read `retry-after-ms`, then `retry-after` (seconds or a date), then the rejected windows' resets."""
+    """Read `retry-after-ms`, then `retry-after` (seconds or a date), then the resets of the windows that are spent."""
     for name, parse in ((b"retry-after-ms", _milliseconds), (b"retry-after", _seconds_or_date)):
         try:
             value = parse(fields[name].decode("ascii").strip(), now)
@@ -137,8 +144,8 @@ def _retry_after_s(fields: dict[bytes, bytes], now: datetime, *, limited: bool) 
             return min(value, MAX_RETRY_AFTER_S)
     if not limited:
         return None
-    rejected = [w for w in read_windows(fields.items()) if w.status == "rejected" and w.resets_at is not None]
-    resets = [w.resets_at for w in rejected if w.resets_at is not None]
+    spent = (w for w in read_windows(fields.items()) if w.status == "rejected" or w.remaining == 0)
+    resets = [w.resets_at for w in spent if w.resets_at is not None]
     if not resets:
         return None
     return min(max(0.0, (max(resets) - now).total_seconds()), MAX_RETRY_AFTER_S)
