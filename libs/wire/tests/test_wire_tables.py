@@ -102,6 +102,7 @@ def test_limit_windows() -> None:
         (b"anthropic-ratelimit-unified-5h-utilization", b"0.5"), (b"anthropic-ratelimit-unified-5h-reset", b"1795262460"),
         (b"anthropic-ratelimit-unified-5h-status", b"allowed_warning"), (b"anthropic-ratelimit-unified-status", b"rejected"),
         (b"anthropic-ratelimit-unified-fallback", b"available"), (b"content-type", b"x"),
+        (b"anthropic-fast-output-tokens-remaining", b"7"), (b"anthropic-organization-id", b"o"),
     ])}
     requests = found["requests"]
     assert (requests.limit, requests.remaining) == (50, 40)
@@ -111,7 +112,8 @@ def test_limit_windows() -> None:
     assert found["5h"].resets_at == datetime(2026, 11, 21, 12, 1, tzinfo=UTC)
     assert found["7d_oi"].utilization == 1.2
     assert found["unified"].status == "rejected"
-    assert set(found) == {"requests", "5h", "7d_oi", "unified"}
+    assert found["fast-output-tokens"].remaining == 7
+    assert set(found) == {"requests", "5h", "7d_oi", "unified", "fast-output-tokens"}
 
 
 def test_what_goes_upstream() -> None:

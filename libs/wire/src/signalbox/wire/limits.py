@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-PREFIX = b"anthropic-ratelimit-"
+PREFIX = b"anthropic-"
+_TIERS = {"ratelimit": "", "priority": "priority-", "fast": "fast-"}
 _UNIFIED = "unified-"
 _UNIFIED_PARTS = ("status", "reset", "utilization")
 _STANDARD_PARTS = ("limit", "remaining", "reset")
@@ -42,7 +43,11 @@ def read_windows(headers: Headers) -> tuple[Window, ...]:
     return tuple(windows.values())
 
 
-def _read(windows: dict[str, Window], field: str, value: str) -> None:
+def _read(windows: dict[str, Window], header: str, value: str) -> None:
+    tier, _, field = header.partition("-")
+    if tier not in _TIERS:
+        return
+    field = _TIERS[tier] + field
     unified = field.startswith(_UNIFIED)
     name, _, part = field.removeprefix(_UNIFIED).rpartition("-")
     if part not in (_UNIFIED_PARTS if unified else _STANDARD_PARTS):
