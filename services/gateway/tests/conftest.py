@@ -377,7 +377,11 @@ class Gate:
         for provider in self.providers:
             provider.stop()
         self.pool.close()
-        await self.server.stop(0.2)
+        self.server._task.cancel()
+        for connection in list(self.server._server.server_state.connections):
+            connection.transport.abort()
+        self.server._socket.close()
+        await asyncio.sleep(0)
 
 
 def gateway_settings(**overrides: Any) -> GatewaySettings:
@@ -387,6 +391,10 @@ def gateway_settings(**overrides: Any) -> GatewaySettings:
         **overrides,
     }
     return GatewaySettings(**values)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "gateway_settings(**settings): settings of the `gate` fixture")
 
 
 @pytest.fixture

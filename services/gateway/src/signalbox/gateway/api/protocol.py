@@ -36,6 +36,10 @@ class Relay(Protocol):
         ...
 
 
+class _HeadTooLarge(Exception):
+    """Stops the parser on a head that came whole in one read."""
+
+
 class _Reading(Enum):
     NOTHING = auto()
     HEAD = auto()
@@ -55,7 +59,9 @@ class RelayProtocol(HttpToolsProtocol):
         self._reading_since_s = 0.0
         self._read_at_s = 0.0
         self._head_bytes = 0
+        self._feeding = 0
         self._ahead_bytes = 0
+        self._offered_upgrade = False
         self._incoming: Exchange | None = None
         self._active: Exchange | None = None
         self._lingering = False
@@ -79,21 +85,37 @@ class RelayProtocol(HttpToolsProtocol):
         if self._lingering:
             return
         self._unset_keepalive_if_required()
+        self._feeding = len(data)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as e:
-            rest = data[e.args[0]:]  # an upgrade is an offer; this server stays with HTTP/1.1
-            if rest:
-                self.data_received(rest)
-                return
+            self._decline_upgrade(data[e.args[0]:])
+            return
         except httptools.HttpParserError as e:
-            if isinstance(e, httptools.HttpParserCallbackError) and not isinstance(
-                e.__context__, httptools.HttpParserInvalidURLError,
-            ):
-                log.exception("protocol_defect", exc_info=e.__context__ or e)
-            self._refuse("The request is not valid HTTP.")
+            self._refuse_unparsed(e)
             return
         self._bound_reading(len(data))
+
+    def _decline_upgrade(self, rest: bytes) -> None:
+        """Read the same request again without its offer: the parser skips the bodies of those that have one."""
+        head = [self.parser.get_method(), b" ", self.url, b" HTTP/1.1\r\n"]
+        for name, value in self.headers:
+            if name != b"upgrade":
+                head += (name, b": ", value, b"\r\n")
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self.data_received(b"".join((*head, b"\r\n", rest)))
+
+    def _refuse_unparsed(self, error: httptools.HttpParserError) -> None:
+        cause = error.__context__
+        if isinstance(cause, _HeadTooLarge):
+            self._refuse(f"The request's head is larger than {MAX_HEAD_BYTES} bytes.")
+            return
+        if isinstance(error, httptools.HttpParserCallbackError) and not isinstance(
+            cause, httptools.HttpParserInvalidURLError,
+        ):
+            log.error("protocol_defect", exc_info=cause or error)
+        self._refuse("The request is not valid HTTP.")
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._read_timer is not None:
@@ -137,7 +159,13 @@ class RelayProtocol(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
+            self._offered_upgrade = True
+            return
+        self._offered_upgrade = False
         self._reading = _Reading.BODY
+        if self._head_bytes + self._feeding > MAX_HEAD_BYTES and _size(self.headers) > MAX_HEAD_BYTES:
+            raise _HeadTooLarge
         url = httptools.parse_url(self.url)
         route = relayed_route(self.parser.get_method(), url.path or b"/")
         if route is None:
@@ -169,6 +197,8 @@ class RelayProtocol(HttpToolsProtocol):
             self._serve(exchange)
 
     def on_message_complete(self) -> None:
+        if self._offered_upgrade:
+            return
         self._reading = _Reading.NOTHING
         exchange, self._incoming = self._incoming, None
         if exchange is None:
@@ -315,6 +345,10 @@ class RelayProtocol(HttpToolsProtocol):
                 self.shutdown()
         else:
             self.transport.abort()
+
+
+def _size(headers: list[Header]) -> int:
+    return sum(len(name) + len(value) for name, value in headers)
 
 
 def _body_length(headers: list[Header]) -> int | None:

@@ -61,8 +61,8 @@ def source_address(peer: str, headers: Iterable[Header], trusted: Sequence[Netwo
         if _parse(hop) is None:
             return peer
         if not _trusted(hop, trusted):
-            return hop
-    return hops[0] if hops else peer
+            return plain_address(hop)
+    return plain_address(hops[0]) if hops else peer
 
 
 def plain_address(host: str) -> str:
