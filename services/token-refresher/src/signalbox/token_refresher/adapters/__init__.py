@@ -1,0 +1,1 @@
+"""What carries the decisions out: the encrypted store, encryption keys, calls to providers."""
