@@ -74,6 +74,9 @@ class TelemetryServer:
             if self._task.done():
                 raise StartupError(f"telemetry address {self._address}", "cannot be bound; is it in use?")
             await asyncio.sleep(0.01)
+        if self._address.startswith("unix:"):
+            # uvicorn opens its Unix sockets to everybody.
+            Path(self._address.removeprefix("unix:")).chmod(0o600)
 
     async def close(self) -> None:
         """Stop serving."""
