@@ -8,10 +8,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import uvloop
 from pydantic import SecretStr
 
 from signalbox.core.clock import SystemClock
+from signalbox.core.errors import Unavailable
+from signalbox.core.telemetry import Readiness
+from signalbox.gateway.adapters.model_lists import ModelLists
 from signalbox.gateway.adapters.upstream_pool import UpstreamPool
+from signalbox.gateway.api.http import CallerRoutes
 from signalbox.gateway.api.keycheck import KeyCheck
 from signalbox.gateway.api.protocol import RelayProtocol
 from signalbox.gateway.api.relay import RequestRelay
@@ -153,6 +158,19 @@ class FakeJournal:
         self.denials.append(event)
 
 
+class FakeReports:
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+        self.rows: list[Any] = []
+        self.away = False
+
+    async def of_key(self, key_id: str, by: str, since_ms: int, until_ms: int) -> list[Any]:
+        self.asked.append((key_id, by, since_ms, until_ms))
+        if self.away:
+            raise Unavailable("usage", "away")
+        return self.rows
+
+
 Handler = Callable[["Wire"], Awaitable[None]]
 
 
@@ -283,6 +301,15 @@ class Client:
             body = await reader.read()
         return Reply(int(first.split(" ")[1]), headers, body)
 
+    async def get(self, path: str, method: str = "GET", **headers: str) -> Reply:
+        fields = {"content-length": "-", **{k.replace("_", "-"): v for k, v in headers.items()}}
+        reader, writer = await self.connect()
+        writer.write(self.message(b"", path, fields, method))
+        try:
+            return await self.read(reader, head_only=method == "HEAD")
+        finally:
+            writer.close()
+
     async def send(self, raw: bytes) -> Reply:
         reader, writer = await self.connect()
         writer.write(raw)
@@ -342,16 +369,17 @@ class Gate:
             keys=self.keys, sender=self.sender, metrics=Metrics(), secret=settings.secret,
         )
         self.providers: list[Provider] = []
-        self.app: Any = self._no_app
-
-    @staticmethod
-    async def _no_app(scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 404, "headers": [(b"content-length", b"0")]})
-        await send({"type": "http.response.body", "body": b""})
+        self.readiness = Readiness("scheduler")
+        self.reports = FakeReports()
+        self.models = ModelLists(self.credentials)
 
     async def start(self) -> None:
+        routes = CallerRoutes(
+            clock=self.clock, keys=self.keys, journal=self.journal, models=self.models, reports=self.reports,
+            readiness=self.readiness,
+        )
         self.server = PublicServer(
-            self.settings, self.app, RelayProtocol.bind(self.relay, self.settings, self.buffers),
+            self.settings, routes.application(), RelayProtocol.bind(self.relay, self.settings, self.buffers),
         )
         await self.server.start()
         self.client = Client(self.server.port)
@@ -377,6 +405,7 @@ class Gate:
         for provider in self.providers:
             provider.stop()
         self.pool.close()
+        await self.models.close()
         self.server._task.cancel()
         for connection in list(self.server._server.server_state.connections):
             connection.transport.abort()
@@ -395,6 +424,11 @@ def gateway_settings(**overrides: Any) -> GatewaySettings:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "gateway_settings(**settings): settings of the `gate` fixture")
+
+
+def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, Any]:
+    """Run on the loop that gateways run on; its transports behave differently from asyncio's own."""
+    return {"uvloop": uvloop.new_event_loop}
 
 
 @pytest.fixture

@@ -76,7 +76,7 @@ class CallerRoutes:
 
     def application(self) -> PlainPaths:
         """Return the ASGI application."""
-        app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+        app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
         for path in UNGUARDED:
             app.add_api_route(path, self.alive, methods=["GET", "HEAD"])
         app.add_api_route("/readyz", self.ready, methods=["GET", "HEAD"])
