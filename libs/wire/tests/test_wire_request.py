@@ -27,6 +27,7 @@ def test_the_fields_that_are_read() -> None:
         (b"[" * 100_000, ""), (b'{"model":"a","messages":' + b"[" * 100_000, ""),
         (b"{}", "model"), (b'{"model":1}', "model"), (b'{"model":""}', "model"), (b'{"model":null}', "model"),
         (b'{"model":"' + b"x" * 300 + b'"}', "model"), (b'{"model":"\xff"}', "model"),
+        (b'{"model":"a\\u0000b"}', "model"), (b'{"model":"a\\nb"}', "model"), (b'{"model":"\\ud800"}', ""),
         (b'{"model":"a","stream":1}', "stream"), (b'{"model":"a","stream":"true"}', "stream"),
         (b'{"model":"a","max_tokens":"1"}', "max_tokens"), (b'{"model":"a","max_tokens":-1}', "max_tokens"),
         (b'{"model":"a","max_tokens":1.5}', "max_tokens"), (b'{"model":"a","max_tokens":1e30}', "max_tokens"),
@@ -126,6 +127,29 @@ def test_the_seed_ignores_cache_marks_that_move_along() -> None:
         mark = {"cache_control": {"type": "ephemeral", "ttl": "1h"}} if marked else {}
         return read_request(body(messages=[{"role": "user", "content": [{"type": "text", "text": "hi", **mark}]}])).conversation_seed()
     assert seed(marked=True) == seed(marked=False)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"model":"a","x":1,"x":' + b"1" * 5000 + b"}",
+        b'{"model":"a","tools":[{"type":"advisor","n":' + b"1" * 5000 + b"}]}",
+        b'{"model":"a","x":1,"x":"\xc3\xa9\\ud83d\\ude00"}',
+        b' {\n"model" : "a" ,\t"messages" : [ ] } ',
+    ],
+)
+def test_odd_but_unambiguous_bodies_are_read(text: bytes) -> None:
+    facts = read_request(text)
+    assert facts.models == ("a",)
+    assert rewrite_model(text, facts, "b") == text.replace(b'"a"', b'"b"')
+
+
+@pytest.mark.parametrize("depth", [100, 700, 850, 900, 925, 950, 975, 1000, 5000])
+@pytest.mark.parametrize("place", [b'"x":1,"x":%s', b'"messages":[{"tool":{},"content":%s}]', b'"fallbacks":%s', b'"tools":[%s]'])
+def test_depth_is_read_or_refused(depth: int, place: bytes) -> None:
+    for opening, closing in ((b"[", b"]"), (b'{"content":', b"}"), (b'{"model":"b","y":', b"}")):
+        facts, refusal = read(b'{"model":"a",' + place % (opening * depth + b"1" + closing * depth) + b"}")
+        assert (facts is None) != (refusal is None)
 
 
 # ------------------------------------------------------------------ against a slow, obvious reader

@@ -6,7 +6,7 @@ most parsers would quietly take the last one.
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -77,7 +77,10 @@ def _find_ambiguity(text: bytes, interest: frozenset[str]) -> None:
     def note(pairs: list[tuple[str, Any]]) -> list[str]:
         return [name for name, _ in pairs]
 
-    names = json.loads(text, object_pairs_hook=note)
+    try:
+        names = _loads(text, note)
+    except (ValueError, RecursionError) as e:
+        raise NotAnObject("nested too deeply, or not JSON") from e
     seen: set[str] = set()
     for name in names:
         if name in seen and name in interest:
@@ -95,8 +98,16 @@ def _find_ambiguity(text: bytes, interest: frozenset[str]) -> None:
                 raise Ambiguous(name, "is spelt with escapes")
 
 
+def _loads(text: bytes, hook: Callable[[list[tuple[str, Any]]], Any]) -> Any:
+    """Parse without turning digits into numbers, which nobody needs here and Python refuses for very many of them."""
+    return json.loads(text, object_pairs_hook=hook, parse_int=str, parse_float=str)
+
+
 def tree(text: bytes, interest: Iterable[str]) -> Any:
-    """Return a whole JSON value. Raises Ambiguous where a name of `interest` repeats or is escaped at any depth."""
+    """Return a whole JSON value, numbers as text.
+
+    Raises NotAnObject; Ambiguous where a name of `interest` repeats or is escaped at any depth.
+    """
     names = frozenset(interest)
 
     def check(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -110,7 +121,7 @@ def tree(text: bytes, interest: Iterable[str]) -> Any:
         return result
 
     try:
-        value = json.loads(text, object_pairs_hook=check)
+        value = _loads(text, check)
     except Ambiguous:
         raise
     except (ValueError, RecursionError) as e:

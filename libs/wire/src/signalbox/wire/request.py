@@ -71,6 +71,8 @@ def read_request(body: bytes) -> RequestFacts:
         raise RequestInvalid(str(e), e.name) from None
     except NotAnObject as e:
         raise RequestInvalid(f"The body is not a JSON object that can be read: {e}") from None
+    except RecursionError:
+        raise RequestInvalid("The body is nested too deeply") from None
 
 
 def rewrite_model(body: bytes, facts: RequestFacts, new_model: str) -> bytes:
@@ -86,6 +88,8 @@ def _read(body: bytes) -> RequestFacts:
         raise RequestInvalid("model: Field required", "model")
     if len(model) > MAX_MODEL_CHARS:
         raise RequestInvalid("model: too long", "model")
+    if not model.isprintable():
+        raise RequestInvalid("model: holds characters that no name has", "model")
     messages, tools = raw.get("messages", b""), raw.get("tools", b"")
     seen = read_messages(messages)
     provider_tools, tool_models = read_tools(tools)
