@@ -130,11 +130,20 @@ def _blocks(content: Any) -> list[Any]:
 
 
 def last_user_turn(request: dict[str, Any]) -> tuple[str, bool]:
-    """Return the text of the last message and whether it brings tool results."""
-    messages = request.get("messages") or [{}]
-    blocks = [b for b in _blocks(messages[-1].get("content")) if isinstance(b, dict)]
-    text = "\n".join(str(b.get("text", "")) for b in blocks if b.get("type") == "text")
-    return text, any(b.get("type") == "tool_result" for b in blocks)
+    """Return the text that the user has said since the assistant's last turn and whether tool results are with it.
+
+    Clients put messages of role `system` between and after the user's: these are passed over.
+    """
+    text: list[str] = []
+    has_result = False
+    for message in reversed(request.get("messages") or []):
+        if not isinstance(message, dict) or message.get("role") == "assistant":
+            break
+        blocks = [b for b in _blocks(message.get("content")) if isinstance(b, dict)]
+        if message.get("role") == "user":
+            text.insert(0, "\n".join(str(b.get("text", "")) for b in blocks if b.get("type") == "text"))
+            has_result = has_result or any(b.get("type") == "tool_result" for b in blocks)
+    return "\n".join(text), has_result
 
 
 def input_usage(body_bytes: int, cached: dict[str, int]) -> dict[str, Any]:

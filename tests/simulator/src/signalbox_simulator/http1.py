@@ -7,6 +7,7 @@ It knows neither accounts nor messages; the application behind it does.
 import asyncio
 import hashlib
 import http
+import logging
 import socket
 import struct
 import time
@@ -24,7 +25,10 @@ DELIVERY_S = 0.02
 """Time that is given to bytes already written before an RST may overtake them."""
 
 PHRASES = {s.value: s.phrase for s in http.HTTPStatus} | {529: "Overloaded"}
+
 _LINGER_ZERO = struct.pack("ii", 1, 0)
+
+log = logging.getLogger(__name__)
 
 
 class ClientGoneError(ConnectionError):
@@ -322,6 +326,9 @@ class Connection(asyncio.Protocol):
             await self.application.handle(exchange)
         except (ClientGoneError, asyncio.CancelledError):
             exchange.keep_alive = False
+        except Exception:
+            log.exception("a fault of the simulator's own at %s %s", exchange.request.method, exchange.request.path)
+            self.transport.abort()
         finally:
             self._handling = None
             if self.transport.is_closing() or self.deaf:

@@ -6,7 +6,6 @@ Faults come first (a broken provider breaks before it looks at anybody), then th
 import asyncio
 import hashlib
 import json
-import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable
@@ -28,8 +27,6 @@ TOKEN_PATHS = ("/v1/oauth/token", "/oauth/token")
 OAUTH_BETA = "oauth-2025-04-20"
 MARKER = b"[[sim "
 MAX_MESSAGE_BYTES = 32 * 1024 * 1024
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
