@@ -60,7 +60,8 @@ class RequestFacts:
 
         Cache marks are left out, since clients move them along as the conversation grows.
         """
-        return _CACHE_MARK.sub(b"", self._system + b"\0" + _first_user_turn(self._messages))
+        seed = self._system + b"\0" + _first_user_turn(self._messages)
+        return _CACHE_MARK.sub(b"", seed) if b"cache_control" in seed else seed
 
 
 def read_request(body: bytes) -> RequestFacts:

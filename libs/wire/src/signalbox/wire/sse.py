@@ -26,6 +26,8 @@ _PLAIN_DELTA = re.compile(
     rb'"([^"\\\r\n]*+(?:\\[^\r\n][^"\\\r\n]*+)*+)"\} ?\} *+\n\n'
 )
 _DELTA_TEXT = re.compile(rb'"(?:text|thinking|partial_json)"\s*+:\s*+"((?:[^"\\]++|\\.)*+)"', re.DOTALL)
+# Frames without these words can only be content deltas, block ends and pings; a delta's text may hold one.
+_NOT_PLAIN = re.compile(rb"message_|error|content_block_start")
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 _BOM = b"\xef\xbb\xbf"
 # The longest blank line is CR LF CR LF; its last byte may be still to come.
@@ -127,13 +129,25 @@ class StreamReader:
         return data
 
     def _read(self, data: bytes) -> None:
-        if self.content_seen and _is_plain(data):
-            self._measure(data)
-            return
+        plain_runs = b"\r" not in data
         start = 0
-        for blank in _BLANK_LINE_AT_REST.finditer(data):
+        while start < len(data):
+            if self.content_seen and plain_runs:
+                start = self._measure_run(data, start)
+            blank = _BLANK_LINE_AT_REST.search(data, start)
+            if blank is None:
+                return
             self._read_frame(data[start : blank.start()])
             start = blank.end()
+
+    def _measure_run(self, data: bytes, start: int) -> int:
+        """Measure the content frames that follow one another at `start` at once; return where they end."""
+        other = _NOT_PLAIN.search(data, start)
+        end = data.rfind(b"\n\n", start, other.start()) + 2 if other is not None else len(data)
+        if end <= start + 1:
+            return start
+        self._measure(data[start:end])
+        return end
 
     def _read_frame(self, frame: bytes) -> None:
         kind, content = _parse_frame(frame)
@@ -228,11 +242,6 @@ def _last_boundary(data: bytes) -> int:
     for blank in _BLANK_LINE.finditer(data):
         end = blank.end()
     return end
-
-
-def _is_plain(data: bytes) -> bool:
-    """Whether the frames can only be content deltas, block ends and pings (a delta's text may cause a false no)."""
-    return not (b"message_" in data or b"error" in data or b"content_block_start" in data)
 
 
 def _parse_frame(frame: bytes) -> tuple[str, bytes]:
