@@ -39,7 +39,7 @@ async def until(condition: object, limit_s: float = 5.0) -> None:
 async def test_a_killed_process_is_back_within_two_seconds() -> None:
     output = io.StringIO()
     ready: list[float] = []
-    kept = Kept(spec(SERVES, output), LogSink("text", output), lambda: ready.append(time.monotonic()))
+    kept = Kept(spec(SERVES, output), LogSink("text", stream=output), lambda: ready.append(time.monotonic()))
     kept.start()
     await until(lambda: kept.ready)
     first = kept.pid
@@ -57,7 +57,7 @@ async def test_a_killed_process_is_back_within_two_seconds() -> None:
 async def test_a_process_that_cannot_start_leaves_its_verdict() -> None:
     output = io.StringIO()
     code = "import sys; print('noise'); sys.exit('signalbox.x: cannot start: SIGNALBOX_X: must be a number')"
-    kept = Kept(spec(code, output), LogSink("text", output), lambda: None)
+    kept = Kept(spec(code, output), LogSink("text", stream=output), lambda: None)
     kept.start()
     assert await asyncio.wait_for(kept.died, 5.0) == "SIGNALBOX_X: must be a number"
     assert kept.restarts == 0
@@ -67,14 +67,14 @@ async def test_a_process_that_cannot_start_leaves_its_verdict() -> None:
 async def test_a_program_that_does_not_exist_is_named() -> None:
     output = io.StringIO()
     missing = Spec("child", "child", ("/nowhere/at-all",), {}, spec("", output).probe)
-    kept = Kept(missing, LogSink("text", output), lambda: None)
+    kept = Kept(missing, LogSink("text", stream=output), lambda: None)
     kept.start()
     assert "/nowhere/at-all" in await asyncio.wait_for(kept.died, 5.0)
 
 
 async def test_a_deaf_process_is_killed_after_the_grace() -> None:
     output = io.StringIO()
-    kept = Kept(spec(DEAF, output), LogSink("text", output), lambda: None)
+    kept = Kept(spec(DEAF, output), LogSink("text", stream=output), lambda: None)
     kept.start()
     await until(lambda: kept.ready)
     pid = kept.pid
@@ -86,7 +86,7 @@ async def test_a_deaf_process_is_killed_after_the_grace() -> None:
 
 async def test_output_is_passed_on_line_by_line_with_the_processs_name() -> None:
     output = io.StringIO()
-    logs = LogSink("text", output)
+    logs = LogSink("text", stream=output)
     code = "import time; print('up'); print('x' * 200_000); print('end', end='', flush=True); time.sleep(60)"
     kept = Kept(spec(code, output), logs, lambda: None)
     kept.start()
@@ -123,7 +123,7 @@ def test_a_reader_that_stalls_does_not_stall_the_writer() -> None:
             return super().write(text)
 
     stream = Stalled()
-    logs = LogSink("text", stream)
+    logs = LogSink("text", stream=stream)
     started_s = time.monotonic()
     for n in range(30_000):
         logs.child_line("child", f"line {n}")
@@ -135,7 +135,7 @@ def test_a_reader_that_stalls_does_not_stall_the_writer() -> None:
 
 def test_json_logs_stay_json() -> None:
     stream = io.StringIO()
-    logs = LogSink("json", stream)
+    logs = LogSink("json", stream=stream)
     logs.child_line("usage", '{"event":"a","room":"usage"}')
     logs.child_line("redis", "# WARNING")
     logs.event("restarting", process="usage")
@@ -174,7 +174,7 @@ asyncio.run(main())
 async def test_the_embedded_redis_serves_on_its_socket_only(tmp_path: Path) -> None:
     layout = Layout.at(tmp_path / "d")
     with layout.held():
-        kept = Kept(redis.spec(layout), LogSink("text", io.StringIO()), lambda: None)
+        kept = Kept(redis.spec(layout), LogSink("text", stream=io.StringIO()), lambda: None)
         kept.start()
         try:
             await until(lambda: kept.ready)

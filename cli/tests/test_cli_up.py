@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from signalbox.cli.supervisor.redis import find_binary
 from signalbox.core.keys import hash_key
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
@@ -326,3 +327,42 @@ def test_a_refused_document_does_not_hold_up_the_start(tmp_path: Path) -> None:
         again.close()
     finally:
         started.close()
+
+
+def test_stopping_during_the_start_is_no_failure(tmp_path: Path) -> None:
+    started = Up(tmp_path)
+    try:
+        within(10.0, lambda: (tmp_path / "d" / "run" / "redis.sock").exists())
+        assert started.stop() == 0
+    finally:
+        started.close()
+
+
+def test_stores_of_ones_own_and_two_schedulers(tmp_path: Path) -> None:
+    """An external Redis is used and not started; one scheduler of two is enough; a dead gateway refuses nobody."""
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "all.yaml").write_text(DOCUMENTS)
+    port = free_port()
+    own = subprocess.Popen(
+        [find_binary(), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(tmp_path),
+         "--requirepass", "hidden", "--loglevel", "warning"],
+        stdout=subprocess.DEVNULL,
+    )
+    started = Up(tmp_path, "--schedulers", "2", SIGNALBOX_REDIS_URL=f"redis://:hidden@127.0.0.1:{port}/0")
+    try:
+        started.ready()
+        rooms = started.json("status")["rooms"]
+        assert [r["room"] for r in rooms] == ["usage", "token-refresher", "scheduler", "scheduler", "gateway"]
+        assert not (started.data / "run" / "redis.sock").exists()
+        os.kill(next(r["pid"] for r in rooms if r["room"] == "scheduler"), signal.SIGSTOP)
+        os.kill(next(r["pid"] for r in rooms if r["room"] == "gateway"), signal.SIGKILL)
+        assert http_status(f"{started.url}/healthz") == 200
+        assert [a["name"] for a in started.json("accounts", "list")] == ["acme"], "the frozen scheduler is passed over"
+        os.kill(next(r["pid"] for r in rooms if r["room"] == "scheduler"), signal.SIGKILL)
+        assert [a["name"] for a in started.json("accounts", "list")] == ["acme"]
+        assert "hidden" not in started.said()
+        assert started.stop() == 0
+    finally:
+        started.close()
+        own.terminate()
+        own.wait()

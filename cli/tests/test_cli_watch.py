@@ -127,7 +127,7 @@ class World:
         self.manifests.mkdir()
         self.registry = Registry(directory)
         self.said = io.StringIO()
-        self.logs = LogSink("text", self.said)
+        self.logs = LogSink("text", stream=self.said)
         addresses = Addresses((self.registry.address,), self.registry.address, self.registry.address)
         self.rooms = Rooms(addresses, SETTINGS)
         self.watcher = Watcher(self.manifests, self.rooms, FENCE, self.logs)

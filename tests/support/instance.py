@@ -102,7 +102,7 @@ class Instance:
 
     def room_pids(self, room: str) -> list[int]:
         """Return the pids of a room's processes."""
-        return [r["pid"] for r in self.json("status")[0]["rooms"] if r["room"] == room]
+        return [r["pid"] for r in self.json("status")["rooms"] if r["room"] == room]
 
     def kill(self, room: str, sig: signal.Signals = signal.SIGKILL) -> None:
         """Send a signal to every process of a room."""

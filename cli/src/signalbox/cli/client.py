@@ -25,8 +25,10 @@ from signalbox.v1.usage_pb2_grpc import UsageStub
 WRITER = "files"
 _PATIENCE_S = 8.0
 _CALL_LIMIT_S = 30.0
+# With others to ask, a replica that hangs is not waited for that long.
+_REPLICA_LIMIT_S = 3.0
 _PAUSE_S = 0.1
-_AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+_AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 Answer = TypeVar("Answer")
 
@@ -123,12 +125,13 @@ class Rooms:
 
 
 async def _call(room: str, methods: Sequence[Callable[..., Awaitable[Answer]]], request: object) -> Answer:
-    """Try each replica in turn until one answers or patience ends. A replica that is away refuses at once."""
+    """Try each replica in turn until one answers or patience ends. A replica that is away mostly refuses at once."""
     patient_until_s = time.monotonic() + _PATIENCE_S
+    limit_s = _CALL_LIMIT_S if len(methods) == 1 else _REPLICA_LIMIT_S
     while True:
         for method in methods:
             try:
-                return await method(request, timeout=_CALL_LIMIT_S)
+                return await method(request, timeout=limit_s)
             except grpc.aio.AioRpcError as e:
                 if e.code() not in _AWAY:
                     raise _as_ours(room, e) from e
@@ -140,6 +143,6 @@ async def _call(room: str, methods: Sequence[Callable[..., Awaitable[Answer]]], 
 
 def _as_ours(room: str, error: grpc.aio.AioRpcError) -> Unavailable | Refused:
     details = error.details() or error.code().name
-    if error.code() in (*_AWAY, grpc.StatusCode.DEADLINE_EXCEEDED):
+    if error.code() in _AWAY:
         return Unavailable(room, details)
     return Refused(error.code().name.lower(), f"{room}: {details}")

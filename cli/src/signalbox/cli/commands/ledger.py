@@ -152,7 +152,7 @@ def _attempt_lines(row: Row) -> list[str]:
     return [
         f"attempt {row['attempt']} {row['account']} of pool {row['pool']}: {row['outcome']}{why}, "
         f"status {row['status'] or '-'}, {took}",
-        f"  cost    {row['cost_usd']} USD for {tokens or 'no tokens'} by {served}"
+        f"  cost    {row['cost_usd']} USD" + (f" for {tokens} by {served}" if tokens else "")
         + (f" ({', '.join(marks)})" if marks else ""),
     ]
 

@@ -81,13 +81,13 @@ class Instance:
         os.umask(PRIVATE_UMASK)
         if not self.options.manifests.is_dir():
             raise StartupError(f"manifests directory {self.options.manifests}", "is not a directory")
-        logs = LogSink(self.options.log_format)
-        try:
-            with self._stopping_on_signals(), self.layout.held(), contextlib.ExitStack() as sockets:
-                settings = load(RoomSettings, shared_secret_file=self.layout.shared_secret)
+        with self._stopping_on_signals(), self.layout.held(), contextlib.ExitStack() as sockets:
+            settings = load(RoomSettings, shared_secret_file=self.layout.shared_secret)
+            logs = LogSink(self.options.log_format, settings.log_level)
+            try:
                 await self._serve(sockets, settings, logs, on_ready)
-        finally:
-            logs.close()
+            finally:
+                logs.close()
 
     async def status(self) -> dict[str, Any]:
         """Return what `signalbox status` shows."""
@@ -140,7 +140,7 @@ class Instance:
         """Start everything and wait until it serves; False when it was stopped meanwhile. Raises StartupError."""
         assert self._watcher is not None
         if plan.embedded_redis:
-            self._keep(redis.spec(self.layout), logs)
+            self._keep(redis.spec(self.layout, quiet=plan.environ.get("SIGNALBOX_LOG_LEVEL") == "error"), logs)
             if not await self._until(lambda: self._kept[0].ready):
                 return False
         for spec in specs:

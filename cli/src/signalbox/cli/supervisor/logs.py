@@ -14,11 +14,18 @@ _QUEUE_LINES = 10_000
 _FLUSH_LIMIT_S = 2.0
 
 
-class LogSink:
-    """Takes lines from anywhere in the supervisor; writes them in order. `fmt` is `text` or `json`."""
+_LEVELS = ("debug", "info", "warning", "error")
 
-    def __init__(self, fmt: str, stream: TextIO | None = None) -> None:
+
+class LogSink:
+    """Takes lines from anywhere in the supervisor; writes them in order.
+
+    `fmt` is `text` or `json`; own events below `level` are left out, the children's have their own measure.
+    """
+
+    def __init__(self, fmt: str, level: str = "info", stream: TextIO | None = None) -> None:
         self._json = fmt == "json"
+        self._level = _LEVELS.index(level)
         self._stream = stream or sys.stderr
         self._lines: queue.Queue[str | None] = queue.Queue(_QUEUE_LINES)
         self._dropped = 0
@@ -36,6 +43,8 @@ class LogSink:
 
     def event(self, event: str, *, level: str = "info", **fields: object) -> None:
         """Take an event of the supervisor's own. `fields` are ids and numbers, never secrets."""
+        if _LEVELS.index(level) < self._level:
+            return
         if self._json:
             self._put(json.dumps({"event": event, "room": "supervisor", "level": level, **fields}, default=str))
         else:

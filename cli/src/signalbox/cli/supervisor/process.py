@@ -28,7 +28,7 @@ _LONGEST_LINE = 64 << 10
 
 @dataclass(frozen=True)
 class Spec:
-    """What to run. `name` is unique (`gateway-0`), `room` is not (`gateway`)."""
+    """What to run. `name` is unique (`gateway-0`), `room` is not (`gateway`); `quiet` keeps its output back."""
 
     name: str
     room: str
@@ -39,6 +39,7 @@ class Spec:
     pass_fds: tuple[int, ...] = ()
     worker: int | None = None
     telemetry: str | None = None
+    quiet: bool = False
 
 
 class Backoff:
@@ -183,7 +184,8 @@ class Kept:
         text = line.decode(errors="replace").rstrip()
         if text:
             self._lines.append(text)
-            self._logs.child_line(self.spec.name, text)
+            if not self.spec.quiet:
+                self._logs.child_line(self.spec.name, text)
             if _VERDICT in text and not self._ever_ready:
                 # Its exit may hang on a call that never returns; its word is enough.
                 self._give_up(last_words([text]))

@@ -36,8 +36,11 @@ def find_binary(path: str | None = None) -> Path:
     )
 
 
-def spec(layout: Layout) -> Spec:
-    """Return how to run it: one Unix socket without password, nothing on TCP, every second on disk, no eviction."""
+def spec(layout: Layout, *, quiet: bool = False) -> Spec:
+    """Return how to run it: one Unix socket without password, nothing on TCP, every second on disk, no eviction.
+
+    `quiet` keeps its warnings (it knows no level above) out of the logs.
+    """
     socket = layout.socket(PROCESS)
     # Started through a link of this name, so that people find it by it among the processes.
     link = layout.run / "redis-server"
@@ -62,7 +65,7 @@ def spec(layout: Layout) -> Spec:
         return await _ping(socket)
 
     env = {k: os.environ[k] for k in ("PATH", "TZ", "LANG") if k in os.environ}
-    return Spec(PROCESS, "redis", argv, env, probe, sockets=(str(socket),))
+    return Spec(PROCESS, "redis", argv, env, probe, sockets=(str(socket),), quiet=quiet)
 
 
 async def _ping(socket: Path) -> dict[str, str]:
