@@ -188,6 +188,8 @@ def parse_marker(text: str) -> Behaviour | None:
 
 def as_json(behaviour: Behaviour) -> dict[str, Any]:
     """Return the fields that differ from a healthy provider's."""
+    if behaviour is NOTHING:
+        return {}
     whole = dataclasses.asdict(behaviour)
     healthy = dataclasses.asdict(NOTHING)
     return {name: value for name, value in whole.items() if value != healthy[name]}

@@ -15,6 +15,8 @@ MESSAGES = {
     500: "Internal server error", 503: "Service unavailable", 504: "The request timed out", 529: "Overloaded",
 }
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
 
 class ApiError(Exception):
     """An error that the provider answers with."""
@@ -41,4 +43,4 @@ class ApiError(Exception):
 
 def dumps(document: Any) -> bytes:
     """Return compact JSON in UTF-8, without escapes, as the provider sends it."""
-    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+    return _ENCODER.encode(document).encode()

@@ -14,7 +14,7 @@ from typing import Any
 
 from signalbox_simulator import control, messages, oauth, play, resources
 from signalbox_simulator.accounts import Account, Accounts
-from signalbox_simulator.behaviour import NOTHING, Behaviour, BehaviourError, as_json, parse_marker
+from signalbox_simulator.behaviour import NOTHING, Behaviour, BehaviourError, parse_marker
 from signalbox_simulator.content import PromptCache, last_user_turn
 from signalbox_simulator.errors import ApiError, dumps
 from signalbox_simulator.http1 import ClientGoneError, Connection, Exchange
@@ -36,7 +36,7 @@ class Settings:
     seed: int = 1
     truth_rows: int = 200_000
     capture_body_bytes: int = 8192
-    capture_budget_bytes: int = 64 * 1024 * 1024
+    capture_budget_bytes: int = 32 * 1024 * 1024
 
 
 @dataclass(slots=True)
@@ -149,14 +149,14 @@ class Provider:
         row.body_at = request.body_at or None
         row.request_complete = request.complete
         row.request_bytes = request.body_bytes
-        row.request_sha256 = request.hasher.hexdigest()
+        row.request_sha256 = request.hasher.digest()
         if request.body_bytes <= self.settings.capture_body_bytes:
             row.request_body = bytes(request.body)
         row.connection_bytes = exchange.connection.received_bytes
         row.status = exchange.status
         row.response_headers = exchange.response_headers
         row.sent_bytes = exchange.sent_bytes
-        row.sent_sha256 = exchange.sent_hasher.hexdigest()
+        row.sent_sha256 = exchange.sent_hasher.digest()
         row.client_gone_at = exchange.gone_at
         if call.account is not None and row.usage is not None and row.model is not None:
             self.accounts.produced(call.account, row.model, int(row.usage.get("output_tokens") or 0))
@@ -177,7 +177,7 @@ class Provider:
             if call.behaviour is NOTHING:
                 call.behaviour = self._choose(call)
             b = call.behaviour
-            call.row.behaviour = as_json(b)
+            call.row.behaviour = b
             if b.delay_s:
                 await asyncio.sleep(b.delay_s)
             if b.drop is not None and not b.apply_first:

@@ -7,8 +7,10 @@ Rows lie in a ring of fixed size, and captured headers and bodies within a budge
 import base64
 from collections import Counter, deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
+
+from signalbox_simulator.behaviour import NOTHING, Behaviour, as_json
 
 TOKEN_FIELDS = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
 
@@ -33,12 +35,12 @@ class Row:
     ended_at: float | None = None
     request_complete: bool = False
     request_bytes: int = 0
-    request_sha256: str = ""
+    request_sha256: bytes = b""
     request_body: bytes | None = None
     connection_bytes: int = 0
     model: str | None = None
     stream: bool | None = None
-    behaviour: dict[str, Any] = field(default_factory=dict)
+    behaviour: Behaviour = NOTHING
     message_id: str | None = None
     served_model: str | None = None
     status: int = 0
@@ -49,13 +51,16 @@ class Row:
     delta_bytes: int = 0
     foreign_thinking: int = 0
     sent_bytes: int = 0
-    sent_sha256: str = ""
+    sent_sha256: bytes = b""
     outcome: str = "open"
     client_gone_at: float | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return the row for the control API; a body is text where it is UTF-8, else base64 under another name."""
         row = {name: getattr(self, name) for name in self.__slots__ if name != "request_body"}
+        row["behaviour"] = as_json(self.behaviour)
+        row["request_sha256"] = self.request_sha256.hex()
+        row["sent_sha256"] = self.sent_sha256.hex()
         if self.request_body is not None:
             try:
                 row["request_body"] = self.request_body.decode()
