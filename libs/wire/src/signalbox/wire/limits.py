@@ -6,6 +6,7 @@ Source: wire-facts §1, response headers. Unknown windows are kept, malformed va
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 
 PREFIX = b"anthropic-"
 _TIERS = {"ratelimit": "", "priority": "priority-", "fast": "fast-"}
@@ -36,25 +37,32 @@ def read_windows(headers: Headers) -> tuple[Window, ...]:
     for name, value in headers:
         if not name.startswith(PREFIX):
             continue
+        place = _place(name)
+        if place is None:
+            continue
         try:
-            _read(windows, name[len(PREFIX) :].decode("ascii"), value.decode("ascii").strip())
+            _read(windows, *place, value.decode("ascii").strip())
         except (ValueError, OverflowError):
             continue
     return tuple(windows.values())
 
 
-def _read(windows: dict[str, Window], header: str, value: str) -> None:
-    tier, _, field = header.partition("-")
+@lru_cache(maxsize=512)
+def _place(header: bytes) -> tuple[str, str, bool] | None:
+    """Return the window that a header is about, which part of it, and whether it is of the unified kind."""
+    tier, _, field = header[len(PREFIX) :].decode("latin-1").partition("-")
     if tier not in _TIERS:
-        return
+        return None
     field = _TIERS[tier] + field
     unified = field.startswith(_UNIFIED)
     name, _, part = field.removeprefix(_UNIFIED).rpartition("-")
     if part not in (_UNIFIED_PARTS if unified else _STANDARD_PARTS):
-        return
+        return None
     window_name = (name or "unified") if unified else name
-    if not window_name:
-        return
+    return (window_name, part, unified) if window_name else None
+
+
+def _read(windows: dict[str, Window], window_name: str, part: str, unified: bool, value: str) -> None:
     window = windows.get(window_name) or Window(window_name)
     if part == "status":
         window.status = value
@@ -89,6 +97,7 @@ def _unix(value: str) -> datetime:
     return datetime.fromtimestamp(int(value), UTC)
 
 
+@lru_cache(maxsize=256)
 def _rfc3339(value: str) -> datetime:
     when = datetime.fromisoformat(value)
     if when.tzinfo is None:
