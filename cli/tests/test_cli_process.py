@@ -165,6 +165,7 @@ asyncio.run(main())
     os.kill(child, 0)
     parent.kill()
     parent.wait()
+    parent.stdout.close()
     end_s = time.monotonic() + 3.0
     while Path(f"/proc/{child}").exists() and "State:\tZ" not in Path(f"/proc/{child}/status").read_text():
         assert time.monotonic() < end_s

@@ -9,8 +9,9 @@ import pytest
 from signalbox.cli.commands.ledger import story
 from signalbox.cli.errors import BadUsage
 from signalbox.cli.keyspec import key_spec, parse_limit
-from signalbox.cli.shapes import account_row, explained_row, key_row, pool_row, request_row, usage_row
+from signalbox.cli.shapes import account_row, explained_row, key_row, pool_row, request_row
 from signalbox.cli.times import parse_span, parse_when
+from signalbox.core.rows import usage_row
 from signalbox.v1 import common_pb2 as cpb
 from signalbox.v1 import scheduler_pb2 as spb
 from signalbox.v1 import token_refresher_pb2 as tpb
@@ -133,10 +134,10 @@ def test_a_key_shows_only_the_numbers_that_are_limited() -> None:
 
 def test_usage_rows_carry_exactly_the_groups_that_were_asked_for() -> None:
     row = usage_row(upb.UsageRow(key_id="default/ada", day="2026-11-21", requests=2, input_tokens=5,
-                                 cost_nano_usd="123456789012345678901"), ["day", "key"])
+                                 cost_nano_usd="123456789012345678901"), "day", "key")
     assert list(row)[:3] == ["day", "key", "requests"]
     assert row["cost_usd"] == "123456789012.345678901"
-    assert usage_row(upb.UsageRow(), [])["cost_usd"] == "0"
+    assert usage_row(upb.UsageRow())["cost_usd"] == "0"
 
 
 ATTEMPT = upb.LedgerRow(

@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc.aio
 import pytest
+from prometheus_client import REGISTRY
 from pydantic import SecretStr
 
 from signalbox.cli.client import Addresses, Rooms
@@ -271,3 +272,14 @@ async def test_no_secret_is_ever_said(world: World) -> None:
     await world.within(2.0, lambda: bool(world.watcher.problems))
     await asyncio.sleep(0.2)
     assert "sk-test" not in world.said.getvalue()
+
+
+async def test_reconciling_is_counted_by_kind(world: World) -> None:
+    def count(kind: str, result: str) -> float:
+        return REGISTRY.get_sample_value("signalbox_reconcile_total", {"kind": kind, "result": result}) or 0.0
+
+    before = {kind: count(kind, "done") for kind in ("ClaudeAccount", "Grant")}
+    world.write("a.yaml", ACCOUNT)
+    world.watcher.start()
+    await world.within(2.0, lambda: world.watcher.in_force)
+    assert {kind: count(kind, "done") - n for kind, n in before.items()} == {"ClaudeAccount": 1, "Grant": 1}

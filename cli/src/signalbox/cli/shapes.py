@@ -1,20 +1,13 @@
 """What the rooms answer, as the plain rows that `-o json` prints: pure functions, names as the contract fixes them."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from signalbox.core.clock import rfc3339
 from signalbox.core.money import format_usd
+from signalbox.core.rows import TOKEN_FIELDS, Row, limit_row, moment
 from signalbox.v1 import common_pb2, scheduler_pb2, token_refresher_pb2, usage_pb2
 
-Row = dict[str, Any]
-
-TOKEN_FIELDS = (
-    "input_tokens", "output_tokens", "cache_write_5m_tokens", "cache_write_1h_tokens", "cache_read_tokens",
-)
-_USAGE_GROUPS = {"key": "key_id", "owner": "owner", "account": "account_id", "model": "model", "day": "day"}
-GROUPS = tuple(_USAGE_GROUPS)
 READY = "Ready"
 CREDENTIAL_VALID = "CredentialValid"
 
@@ -40,10 +33,10 @@ def account_row(item: scheduler_pb2.ObjectWithStatus, grant: token_refresher_pb2
         "state_reason": status.state_reason or spec.get("stateReason", ""),
         "available": status.available and not not_ready and not invalid,
         "reason": reason,
-        "limited_until": _time(status.limited_until_ms),
+        "limited_until": moment(status.limited_until_ms),
         "in_flight": status.in_flight,
         "windows": [
-            {"window": w.name, "utilization": w.utilization, "resets_at": _time(w.resets_at_ms)}
+            {"window": w.name, "utilization": w.utilization, "resets_at": moment(w.resets_at_ms)}
             for w in status.windows
         ],
         "conditions": list(conditions.values()),
@@ -51,7 +44,7 @@ def account_row(item: scheduler_pb2.ObjectWithStatus, grant: token_refresher_pb2
         "base_url": spec.get("baseURL", ""),
         "priority": spec.get("priority"),
         "weight": spec.get("weight"),
-        "last_used_at": _time(status.last_used_at_ms),
+        "last_used_at": moment(status.last_used_at_ms),
         "source": item.object.source,
     }
 
@@ -80,39 +73,12 @@ def key_row(item: scheduler_pb2.ObjectWithStatus) -> Row:
         "state": status.state or spec.get("state", ""),
         "reason": status.reason,
         "limits": [limit_row(limit) for limit in status.limits],
-        "expires_at": _time(status.expires_at_ms),
-        "first_used_at": _time(status.first_used_at_ms),
+        "expires_at": moment(status.expires_at_ms),
+        "first_used_at": moment(status.first_used_at_ms),
         "concurrency": {"limit": status.concurrency_limit or None, "in_flight": status.in_flight},
         "pools": list(spec.get("pools", ())),
         "conditions": list(_conditions(item.object.conditions, status.conditions).values()),
         "source": item.object.source,
-    }
-
-
-def limit_row(limit: common_pb2.LimitState) -> Row:
-    """Return one limit with the numbers that it holds; money as decimal strings in USD."""
-    row: Row = {
-        "name": limit.name,
-        "per": limit.per,
-        "models": list(limit.models),
-        "resets_at": _time(limit.resets_at_ms),
-    }
-    if limit.HasField("requests"):
-        row["requests"] = _amount(limit.requests)
-    if limit.HasField("tokens"):
-        row["tokens"] = _amount(limit.tokens)
-    if limit.HasField("cost_nano_usd"):
-        row["cost_usd"] = {name: format_usd(nano) for name, nano in _amount(limit.cost_nano_usd).items()}
-    return row
-
-
-def usage_row(row: usage_pb2.UsageRow, by: Sequence[str]) -> Row:
-    """Return one sum with the fields that it is grouped by."""
-    return {
-        **{group: getattr(row, _USAGE_GROUPS[group]) for group in by},
-        "requests": row.requests,
-        **{field: getattr(row, field) for field in TOKEN_FIELDS},
-        "cost_usd": format_usd(int(row.cost_nano_usd or 0)),
     }
 
 
@@ -135,7 +101,7 @@ def request_row(row: usage_pb2.LedgerRow) -> Row:
         "estimated": row.estimated,
         "cost_usd": format_usd(row.cost_nano_usd),
         "price_assumed": row.price_assumed,
-        "started_at": _time(row.started_at_ms or row.admitted_at_ms),
+        "started_at": moment(row.started_at_ms or row.admitted_at_ms),
         "duration_ms": row.duration_ms,
         "ttft_ms": row.ttft_ms or None,
         "client": row.client,
@@ -198,13 +164,5 @@ def _condition(kind: str, status: bool, reason: str, message: str, changed_ms: i
         "status": "True" if status else "False",
         "reason": reason,
         "message": message,
-        "last_transition_at": _time(changed_ms),
+        "last_transition_at": moment(changed_ms),
     }
-
-
-def _amount(amount: common_pb2.Amount) -> dict[str, int]:
-    return {"limit": amount.limit, "used": amount.used, "reserved": amount.reserved}
-
-
-def _time(ms: int) -> str | None:
-    return rfc3339(ms) if ms else None

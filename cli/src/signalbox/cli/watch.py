@@ -45,7 +45,7 @@ _REWATCH_S = 0.5
 _BATCH = 500
 _GRANTS_AT_ONCE = 8
 
-RECONCILES = Counter("signalbox_reconcile_total", "Actions that bring documents into force.", ["kind", "result"])
+RECONCILES = Counter("signalbox_reconcile_total", "Objects and grants brought into force, or not.", ["kind", "result"])
 
 
 class Watcher:
@@ -121,16 +121,16 @@ class Watcher:
 
     async def _carry_out(self, actions: Sequence[Action]) -> None:
         """Carry out actions in their order; neighbours of one kind travel together."""
-        for kind, group in groupby(actions, key=type):
+        for _, group in groupby(actions, key=type):
             together = list(group)
             for start in range(0, len(together), _BATCH):
                 batch = together[start : start + _BATCH]
                 try:
                     await self._carry_out_batch(batch)
                 except SignalboxError:
-                    RECONCILES.labels(kind.__name__, "failed").inc(len(batch))
+                    _count(batch, "failed")
                     raise
-                RECONCILES.labels(kind.__name__, "done").inc(len(batch))
+                _count(batch, "done")
         if actions:
             self._logs.event("documents_in_force", actions=len(actions))
 
@@ -198,6 +198,18 @@ class Watcher:
                 if event.type in (scheduler_pb2.ObjectEvent.RESYNC, scheduler_pb2.ObjectEvent.SYNCED):
                     self.trigger()
             await asyncio.sleep(_REWATCH_S)
+
+
+def _count(actions: Sequence[Action], result: str) -> None:
+    for action in actions:
+        match action:
+            case PutObject(item):
+                kind = item.kind
+            case DeleteObject(kind, _):
+                pass
+            case _:
+                kind = "Grant"
+        RECONCILES.labels(kind, result).inc()
 
 
 def _is_document(_change: watchfiles.Change, path: str) -> bool:

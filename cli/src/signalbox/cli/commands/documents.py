@@ -15,8 +15,8 @@ from signalbox.cli.commands.registry import KEYS, Noun
 from signalbox.cli.errors import BadUsage, CommandFailed
 from signalbox.cli.locate import Target
 from signalbox.cli.output import Format, note, print_json, progress
-from signalbox.cli.shapes import Row
 from signalbox.core.keys import hash_key, new_key
+from signalbox.core.rows import Row
 from signalbox.resources.documents import (
     edit_file,
     find_document,

@@ -9,9 +9,10 @@ from signalbox.cli.commands.common import object_id
 from signalbox.cli.errors import BadUsage, CommandFailed
 from signalbox.cli.locate import Target
 from signalbox.cli.output import Format, ReportFormat, print_csv, print_json, print_table, progress
-from signalbox.cli.shapes import GROUPS, TOKEN_FIELDS, Row, explained_row, request_row, usage_row
+from signalbox.cli.shapes import explained_row, request_row
 from signalbox.cli.times import parse_when
 from signalbox.core.clock import to_ms
+from signalbox.core.rows import TOKEN_FIELDS, USAGE_GROUPS, Row, usage_row
 from signalbox.v1 import usage_pb2
 
 
@@ -44,9 +45,9 @@ class UsageFilter:
 def show_usage(target: Target, wanted: UsageFilter, output: ReportFormat) -> None:
     """Print sums by group. Raises BadUsage for an unknown one."""
     groups = [group.strip() for group in wanted.by.split(",") if group.strip()]
-    unknown = [group for group in groups if group not in GROUPS]
+    unknown = [group for group in groups if group not in USAGE_GROUPS]
     if unknown:
-        raise BadUsage(f"--by {unknown[0]}: must be one or more of {', '.join(GROUPS)}, separated by commas")
+        raise BadUsage(f"--by {unknown[0]}: must be one or more of {', '.join(USAGE_GROUPS)}, separated by commas")
     since_ms, until_ms = wanted.span.as_ms()
     query = usage_pb2.UsageQuery(
         by=groups,
@@ -57,7 +58,7 @@ def show_usage(target: Target, wanted: UsageFilter, output: ReportFormat) -> Non
     )
     with progress("Adding up"):
         answer = _ask(target, usage_pb2.QueryRequest(usage=query))
-    rows = [usage_row(row, groups) for row in answer.usage]
+    rows = [usage_row(row, *groups) for row in answer.usage]
     columns = [*groups, "requests", *TOKEN_FIELDS, "cost_usd"]
     if output is ReportFormat.JSON:
         print_json(rows)

@@ -10,7 +10,8 @@ from signalbox.cli.commands.common import object_id
 from signalbox.cli.errors import CommandFailed
 from signalbox.cli.locate import Target
 from signalbox.cli.output import Format, print_json, print_table, progress
-from signalbox.cli.shapes import Row, account_row, key_row, pool_row
+from signalbox.cli.shapes import account_row, key_row, pool_row
+from signalbox.core.rows import Row
 from signalbox.v1 import scheduler_pb2, token_refresher_pb2
 
 Grants = Mapping[str, token_refresher_pb2.GrantStatus]
