@@ -99,13 +99,13 @@ async def test_output_is_passed_on_line_by_line_with_the_processs_name() -> None
     assert any(line.split() == ["child", "end"] for line in lines)
 
 
-def test_backoff_grows_while_it_dies_young_and_forgets_after_a_long_life() -> None:
+def test_backoff_grows_only_while_it_dies_before_it_serves() -> None:
     backoff = Backoff()
-    waits = [backoff.after(0.1) for _ in range(6)]
-    assert waits[0] < 0.5
+    assert {backoff.after(served=True) for _ in range(9)} == {Backoff.FIRST_S}
+    waits = [backoff.after(served=False) for _ in range(6)]
     assert waits == sorted(waits)
     assert waits[-1] == Backoff.LONGEST_S
-    assert backoff.after(60.0) == waits[0]
+    assert backoff.after(served=True) == Backoff.FIRST_S
 
 
 def test_last_words_prefer_the_verdict_over_what_follows_it() -> None:

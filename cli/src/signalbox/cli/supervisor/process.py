@@ -8,7 +8,6 @@ import contextlib
 import os
 import signal
 import sys
-import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -47,14 +46,13 @@ class Backoff:
 
     FIRST_S = 0.05
     LONGEST_S = 4.0
-    STABLE_AFTER_S = 10.0
 
     def __init__(self) -> None:
         self._next_s = self.FIRST_S
 
-    def after(self, lived_s: float) -> float:
-        """Return seconds to wait, given how long the process lived: at once, then growing while it dies young."""
-        if lived_s >= self.STABLE_AFTER_S:
+    def after(self, *, served: bool) -> float:
+        """Return seconds to wait: one that served is started at once, one that keeps dying before waits longer."""
+        if served:
             self._next_s = self.FIRST_S
         wait_s, self._next_s = self._next_s, min(self.LONGEST_S, self._next_s * 4)
         return wait_s
@@ -72,6 +70,7 @@ class Kept:
         self._logs = logs
         self._on_ready = on_ready
         self._ever_ready = False
+        self._served = False
         self._stopping = False
         self._child: asyncio.subprocess.Process | None = None
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
@@ -129,14 +128,14 @@ class Kept:
     async def _keep(self) -> None:
         backoff = Backoff()
         while not self._stopping:
-            started_s = time.monotonic()
+            self._served = False
             status = await self._run_once()
             if self._stopping:
                 return
             if not self._ever_ready:
                 self._give_up(last_words(self._lines) or f"exited with status {status}")
                 return
-            wait_s = backoff.after(time.monotonic() - started_s)
+            wait_s = backoff.after(served=self._served)
             self.restarts += 1
             self._logs.event(
                 "restarting", level="warning", process=self.spec.name, status=status, wait_s=wait_s,
@@ -164,7 +163,7 @@ class Kept:
     async def _await_ready(self) -> None:
         while await self.missing():  # noqa: ASYNC110 - what is waited for is another process
             await asyncio.sleep(_PROBE_EVERY_S)
-        self._ever_ready = True
+        self._ever_ready = self._served = True
         self._on_ready()
 
     async def _pump(self, child: asyncio.subprocess.Process) -> None:
