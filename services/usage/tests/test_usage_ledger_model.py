@@ -3,6 +3,7 @@
 The model keeps every event and decides at the end; the ledger decides as they come and keeps sums as it goes.
 """
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -33,7 +34,7 @@ class FlatPrices:
     """A price that any mistake in tokens would change."""
 
     def price(self, usage: c.TokenUsage, model: str, at_ms: int) -> Price:
-        nano = sum(getattr(usage, name) * (10**i + 7) for i, name in enumerate(TOKENS))
+        nano = sum(getattr(usage, name) * (10 ** (i + 3) + 7) for i, name in enumerate(TOKENS))
         return Price(nano, not model.startswith("claude"))
 
     def known(self, model: str) -> bool:
@@ -62,7 +63,7 @@ def store(ledger_url: str) -> Iterator[Store]:
     reader.dispose()
 
 
-counts = st.integers(0, 1000)
+counts = st.integers(1, 1000)
 usages = st.builds(
     c.TokenUsage, input_tokens=counts, output_tokens=counts, cache_write_5m_tokens=counts,
     cache_write_1h_tokens=counts, cache_read_tokens=counts,
@@ -85,12 +86,12 @@ def event_sets(draw: Any) -> list[AttemptEvent]:
         sent_model=draw(st.sampled_from(["", "claude-y"])), admitted_at_ms=admitted_ms, started_at_ms=admitted_ms + 3,
     )
     said: list[AttemptEvent] = []
-    if draw(st.booleans()):
+    if draw(st.integers(0, 2)):
         said.append(_with(intent, outcome=draw(st.sampled_from([1, 2, 3, 4, 5])), had_content=draw(st.booleans()),
                           served_model=draw(st.sampled_from(["", "claude-z"])), usage=draw(usages), status=200))
-    for _ in range(draw(st.integers(0 if said else 1, 3))):
+    for _ in range(draw(st.integers(1, 3))):
         orphan = _with(intent, outcome=draw(st.sampled_from([0, 6])), sent=draw(st.booleans()))
-        if orphan.sent and draw(st.booleans()):
+        if orphan.sent and draw(st.integers(0, 3)):
             orphan.usage.CopyFrom(draw(usages))
         said.append(orphan)
     return said
@@ -105,18 +106,12 @@ def _with(event: AttemptEvent, **fields: Any) -> AttemptEvent:
 @st.composite
 def histories(draw: Any) -> list[list[AttemptEvent]]:
     truths = {}
-    for said in draw(st.lists(event_sets(), max_size=8)):
+    for said in draw(st.lists(event_sets(), min_size=5, max_size=10)):
         truths.setdefault((said[0].request_id, said[0].attempt), said)
-    events = [event for said in truths.values() for event in said]
-    if not events:
-        return []
-    order = draw(st.lists(st.sampled_from(range(len(events))), max_size=3 * len(events)))
-    batches: list[list[AttemptEvent]] = [[]]
-    for index in order:
-        if draw(st.integers(0, 2)) == 0:
-            batches.append([])
-        batches[-1].append(events[index])
-    return batches
+    events = 2 * [event for said in truths.values() for event in said]
+    order = draw(st.permutations(range(len(events))))[: draw(st.integers(len(events) // 2, len(events)))]
+    cuts = sorted({0, len(order), *draw(st.lists(st.integers(0, len(order)), min_size=1, max_size=8))})
+    return [[events[i] for i in order[start:end]] for start, end in itertools.pairwise(cuts)]
 
 
 class Expected(NamedTuple):
@@ -133,7 +128,7 @@ class Expected(NamedTuple):
 
     @property
     def cost(self) -> int:
-        return sum(n * (10**i + 7) for i, n in enumerate(self.tokens))
+        return sum(n * (10 ** (i + 3) + 7) for i, n in enumerate(self.tokens))
 
     def dimension(self, name: str) -> str:
         if name == "day":
@@ -153,11 +148,12 @@ def model_of(history: list[list[AttemptEvent]]) -> dict[tuple[str, int], Expecte
         if key[1] == 0:
             rows[key] = Expected(events[0], c.OUTCOME_DENIED, (0,) * 5, False)
         elif settled:
-            billed = settled[0].had_content
+            billed = settled[0].had_content and settled[0].route == "messages"
             tokens = tuple(getattr(settled[0].usage, name) * billed for name in TOKENS)
             rows[key] = Expected(settled[0], settled[0].outcome, tokens, False)
         else:
-            tokens = tuple(max(getattr(event.usage, name) for event in events) for name in TOKENS)
+            billed = events[0].route == "messages"
+            tokens = tuple(max(getattr(event.usage, name) for event in events) * billed for name in TOKENS)
             estimated = any(event.sent for event in events)
             rows[key] = Expected(events[0], c.OUTCOME_ORPHANED, tokens, estimated)
     return rows

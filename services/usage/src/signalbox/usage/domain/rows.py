@@ -15,6 +15,7 @@ from signalbox.v1.common_pb2 import (
 from signalbox.v1.usage_pb2 import AttemptEvent
 
 MESSAGES_ROUTE = "messages"
+FREE_ROUTES = frozenset({"count_tokens"})
 
 # A sender's mistake must never jam the ledger: what no database column or sum could hold is cut down to these.
 MAX_TEXT = 256
@@ -142,9 +143,11 @@ def outcome_of(row: Row) -> Outcome:
 def is_billed(event: AttemptEvent) -> bool:
     """Whether the attempt costs what its usage says.
 
-    One that ended without content costs nothing. Of an orphan nobody saw the end: it is billed what was last
+    Counting tokens is free, and an attempt that ended without content costs nothing. Of an orphan nobody saw the end: it is billed what was last
     reported of it, so a reply that had not begun costs nothing.
     """
+    if event.route in FREE_ROUTES:
+        return False
     if event.outcome == OUTCOME_ORPHANED:
         return event.HasField("usage")
     return event.had_content
