@@ -381,6 +381,7 @@ class Gate:
         self.server = PublicServer(
             self.settings, routes.application(), RelayProtocol.bind(self.relay, self.settings, self.buffers),
         )
+        self.server.bind()
         await self.server.start()
         self.client = Client(self.server.port)
 

@@ -26,7 +26,7 @@ log = logs.logger(__name__)
 ROOM = "gateway"
 READINESS_EVERY_S = 0.2
 CUT_GRACE_S = 1.0          # for callers to take the last bytes of streams that were cut
-DELIVERY_LIMIT_S = 10.0
+DELIVERY_LIMIT_S = 5.0
 FOLLOW_UP_S = 5.0
 
 
@@ -82,7 +82,8 @@ class Gateway:
         self._watching: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Open the doors last, so that nobody is served by half a gateway."""
+        """Find out first whether the gateway can start; open the doors last. Raises StartupError."""
+        self.public.bind()
         await self.telemetry.start()
         self.delivery.start()
         self.session.start()
@@ -96,7 +97,9 @@ class Gateway:
         if not await self.public.stop(self._config.stop_grace_s):
             log.warning("streams_cut", grace_s=self._config.stop_grace_s)
             self.sender.stop()
-            await self.public.stop(CUT_GRACE_S)
+            if not await self.public.stop(CUT_GRACE_S):
+                self.public.cut()
+                await self.public.stop(CUT_GRACE_S)
         await self.session.close(FOLLOW_UP_S)
         await self.delivery.close(DELIVERY_LIMIT_S)
         await self.credentials.close()

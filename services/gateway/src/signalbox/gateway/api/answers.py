@@ -37,12 +37,13 @@ def send_verbatim(exchange: Exchange, order: Order, answer: Verbatim) -> None:
     exchange.send(answer.body, last=True)
 
 
-def send_refusal(exchange: Exchange, order: Order, refusal: Refusal) -> None:
-    """Answer with an error of the contract's table."""
+def send_refusal(exchange: Exchange, order: Order, refusal: Refusal) -> int:
+    """Answer with an error of the contract's table; return its status."""
     if refusal.limits:
         order.limit_headers = ratelimit_headers(refusal.limits)
     status, headers, body = render(refusal, order.request_id)
     exchange.respond(status, [*headers, *marks(order), *exchange.date()], body)
+    return status
 
 
 def send_defect(exchange: Exchange, order: Order) -> None:
@@ -58,7 +59,7 @@ def send_defect(exchange: Exchange, order: Order) -> None:
 
 def render(refusal: Refusal, request_id: str) -> tuple[int, list[Header], bytes]:
     """Return status, headers and body of an error in the caller's wire format."""
-    row = OWN_ERRORS[refusal.code]
+    row = OWN_ERRORS.get(refusal.code, OWN_ERRORS["scheduler_unavailable"])
     headers = [JSON]
     if refusal.retry_after_ms > 0:
         headers.append((b"retry-after", b"%d" % math.ceil(refusal.retry_after_ms / 1000)))

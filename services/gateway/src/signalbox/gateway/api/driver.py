@@ -43,6 +43,8 @@ class Driver:
         exchange.on_drained = self._drained
         assert self._connection is not None
         self._connection.send(head, body, self)
+        if exchange.full:
+            self._full()  # an earlier answer on the same connection is not read yet
 
     def stop(self) -> None:
         """End the attempt because the gateway must stop."""
@@ -82,6 +84,7 @@ class Driver:
         if self._connection is not None:
             self._attempt.resumed(self._loop.time())
             self._connection.resume()
+            self._rearm()
 
     def _tick(self) -> None:
         step = self._attempt.tick(self._loop.time())

@@ -53,6 +53,10 @@ class Line(Protocol):
         """Return the Date header for answers that no provider dated."""
         ...
 
+    def is_full(self) -> bool:
+        """Whether the caller does not keep up with what was written."""
+        ...
+
 
 class Exchange:
     """Request side: `read_body`, `body`. Answer side: `start`, `send`, `respond`, `break_off`."""
@@ -179,6 +183,11 @@ class Exchange:
             self._waiting.set_result(None)
 
     # ---------------------------------------------------------------- the caller
+
+    @property
+    def full(self) -> bool:
+        """Whether the caller does not keep up with what was written."""
+        return self._line.is_full()
 
     def hung_up(self) -> None:
         """Learn that the caller's connection is gone."""

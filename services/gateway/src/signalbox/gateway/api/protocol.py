@@ -155,8 +155,12 @@ class RelayProtocol(HttpToolsProtocol):
         self._head_bytes = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._reading is _Reading.HEAD:  # trailers are nobody's headers
-            super().on_header(name, value)
+        if self._reading is not _Reading.HEAD:
+            return  # a trailer: nobody's header
+        name = name.lower()
+        if name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
@@ -164,7 +168,7 @@ class RelayProtocol(HttpToolsProtocol):
             return
         self._offered_upgrade = False
         self._reading = _Reading.BODY
-        if self._head_bytes + self._feeding > MAX_HEAD_BYTES and _size(self.headers) > MAX_HEAD_BYTES:
+        if self._head_bytes + self._feeding > MAX_HEAD_BYTES and len(self.url) + _size(self.headers) > MAX_HEAD_BYTES:
             raise _HeadTooLarge
         url = httptools.parse_url(self.url)
         route = relayed_route(self.parser.get_method(), url.path or b"/")
@@ -269,6 +273,9 @@ class RelayProtocol(HttpToolsProtocol):
 
     def date(self) -> list[Header]:
         return self.server_state.default_headers
+
+    def is_full(self) -> bool:
+        return self.flow.write_paused
 
     # ---------------------------------------------------------------- bounds
 

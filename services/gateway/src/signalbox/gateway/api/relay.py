@@ -30,7 +30,6 @@ from signalbox.gateway.domain.request import Course, Next, Verbatim
 from signalbox.gateway.metrics import OUTCOME_NAMES, Metrics
 from signalbox.v1.common_pb2 import OUTCOME_CLIENT_GONE, OUTCOME_OK
 from signalbox.v1.scheduler_pb2 import AdmitResponse, Grant, RetryRequest, SettleRequest
-from signalbox.wire.errors import OWN_ERRORS
 from signalbox.wire.request import RequestInvalid, read_request
 
 log = logs.logger(__name__)
@@ -78,9 +77,8 @@ class RequestRelay:
 
     def _refuse(self, exchange: Exchange, order: Order, refusal: Refusal) -> None:
         order.outcome = refusal.code
-        send_refusal(exchange, order, refusal)
+        status = send_refusal(exchange, order, refusal)
         if order.attempts == 0:
-            status = OWN_ERRORS[refusal.code].status
             self._journal.deny(records.denial(order, refusal, status, self._clock.now_ms()))
 
     # ---------------------------------------------------------------- before the first attempt
@@ -153,7 +151,7 @@ class RequestRelay:
             self._scheduler.settle(records.unsent(grant))
             raise
         self._metrics.attempt_ended(grant.account_id, ending)
-        order.provider_s += ending.duration_ms / 1000
+        order.provider_s += ending.took_s
         if ending.first_content_s is not None:
             order.first_content_s = ending.first_content_s - exchange.started_s
         return ending

@@ -136,9 +136,14 @@ class Sender:
             return kept
         self._journal.begin(event)
         connection = await self._connect(sending.exchange, attempt, route)
-        if connection is not None:
-            self._journal.note(event, records.sent(event))
-            attempt.connected(self._clock.monotonic_s())
+        if connection is None:
+            return None
+        if sending.exchange.gone:
+            self._pool.put_back(connection)
+            attempt.client_gone()
+            return None
+        self._journal.note(event, records.sent(event))
+        attempt.connected(self._clock.monotonic_s())
         return connection
 
     async def _connect(self, exchange: Exchange, attempt: Attempt, route: Route) -> Connection | None:
@@ -183,12 +188,9 @@ class Sender:
             self._running.discard(driver)
 
     def _ended(self, event: AttemptEvent, ending: Ending, started_s: float) -> Ending:
-        ending.duration_ms = _ms(self._clock.monotonic_s() - started_s)
-        ending.ttft_ms = _ms(ending.first_content_s - started_s) if ending.first_content_s is not None else 0
+        ending.took_s = self._clock.monotonic_s() - started_s
+        if ending.first_content_s is not None:
+            ending.ttft_s = ending.first_content_s - started_s
         self._journal.end(event, records.outcome(event, ending))
         return ending
 
-
-def _ms(seconds: float) -> int:
-    """Return milliseconds, at least one: zero would say that there was nothing to measure."""
-    return max(1, round(seconds * 1000))

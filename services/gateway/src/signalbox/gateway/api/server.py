@@ -36,14 +36,23 @@ class PublicServer:
         port: int = self._socket.getsockname()[1]
         return port
 
-    async def start(self) -> None:
-        """Bind and serve. Raises StartupError where the address is unusable."""
+    def bind(self) -> None:
+        """Take the address without serving yet. Raises StartupError where it is unusable."""
         self._socket = _listening_socket(self._listen)
+
+    async def start(self) -> None:
+        """Serve on the bound address."""
+        assert self._socket is not None
         self._task = asyncio.create_task(self._server.serve([self._socket]))
         while not self._server.started:
             if self._task.done():
                 raise StartupError(f"listen {self._listen}", "cannot be served")
             await asyncio.sleep(0.005)
+
+    def cut(self) -> None:
+        """Cut the connections that are left."""
+        for connection in list(self._server.server_state.connections):
+            connection.transport.abort()
 
     async def stop(self, grace_s: float) -> bool:
         """Accept nothing more and wait for the connections to end; return whether they did within `grace_s`."""

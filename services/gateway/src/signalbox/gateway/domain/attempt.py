@@ -114,9 +114,9 @@ class Ending:
     trouble: Trouble | None = None          # why it failed before the commit point
     verdict: Verdict | None = None
     transient: bool = False                 # of a missing credential: it will heal by itself
-    first_content_s: float | None = None    # monotonic
-    ttft_ms: int = 0
-    duration_ms: int = 0
+    first_content_s: float | None = None    # when, on the monotonic clock
+    ttft_s: float | None = None             # since the attempt began
+    took_s: float = 0.0
     head: ResponseHead | None = None        # as the provider sent it
     answer: ResponseHead | None = None      # the provider's own error, to be passed on where the request says so
     answer_body: bytes = field(default=b"", repr=False)
@@ -359,8 +359,9 @@ class Attempt:
     def _end_of_stream(self) -> Step:
         """The provider ended the message; whether that is the end of the answer its frames tell."""
         assert self._reader is not None
+        rest = self._reader.flush()
         if self._reader.stopped:
-            return self._end_ok(Finish.WHOLE, self._reader.flush())
+            return self._end_ok(Finish.WHOLE, rest)
         return self._end_stream("message_stop_missing", OUTCOME_TRUNCATED)
 
     def _end_stream(self, reason: str, outcome: Outcome) -> Step:

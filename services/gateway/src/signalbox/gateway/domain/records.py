@@ -47,7 +47,7 @@ def outcome(event: AttemptEvent, ending: Ending) -> AttemptEvent:
     return AttemptEvent(
         request_id=event.request_id, attempt=event.attempt, usage=ending.usage, served_model=ending.served_model,
         had_content=ending.had_content, outcome=ending.outcome, status=ending.status, estimated=ending.estimated,
-        duration_ms=ending.duration_ms, ttft_ms=ending.ttft_ms, reason=ending.reason,
+        duration_ms=_ms(ending.took_s), ttft_ms=_ms(ending.ttft_s), reason=ending.reason,
         upstream_request_id=_request_id(ending.head), retry_after_ms=ending.retry_after_ms,
     )
 
@@ -58,8 +58,8 @@ def settlement(grant: Grant, ending: Ending, effect: AccountEffect) -> SettleReq
         lease_id=grant.lease_id, lease_token=grant.lease_token, outcome=ending.outcome, status=ending.status,
         had_content=ending.had_content, usage=ending.usage, served_model=ending.served_model,
         estimated=ending.estimated, effect=effect, windows=_windows(ending.head),
-        retry_after_ms=ending.retry_after_ms, ttft_ms=ending.ttft_ms,
-        duration_ms=ending.duration_ms,
+        retry_after_ms=ending.retry_after_ms, ttft_ms=_ms(ending.ttft_s),
+        duration_ms=_ms(ending.took_s),
     )
 
 
@@ -83,6 +83,11 @@ def denial(order: Order, refusal: Refusal, status: int, now_ms: int) -> AttemptE
 def without_credential(why: CredentialUnusable) -> Ending:
     """Return the end of an attempt for which there was nothing to send."""
     return Ending(OUTCOME_UPSTREAM_ERROR, why.reason, trouble=Trouble.CREDENTIAL, transient=why.transient)
+
+
+def _ms(seconds: float | None) -> int:
+    """Return milliseconds: 0 where there was nothing to measure, at least 1 where there was."""
+    return 0 if seconds is None else max(1, round(seconds * 1000))
 
 
 def _request_id(head: ResponseHead | None) -> str:
