@@ -143,7 +143,7 @@ class StreamReader:
     def _measure_run(self, data: bytes, start: int) -> int:
         """Measure the content frames that follow one another at `start` at once; return where they end."""
         other = _NOT_PLAIN.search(data, start)
-        end = data.rfind(b"\n\n", start, other.start()) + 2 if other is not None else len(data)
+        end = data.rfind(b"\n\n", start, other.start() if other is not None else len(data)) + 2
         if end <= start + 1:
             return start
         self._measure(data[start:end])
