@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Engine, delete
+from sqlalchemy import Engine, delete, select
 
 from signalbox.usage.adapters.engines import open_reader, open_writer
 from signalbox.usage.adapters.ledger import Ledger
@@ -239,6 +239,19 @@ def test_ledger_and_sums_equal_the_model(
     check_usage(store, expected, by, (since, until))
     check_usage(store, expected, [], (0, 0))
     check_counters(store, expected)
+    store.ledger.forget_minutes(NOW)
+    check_counters(store, expected)
+    check_usage(store, expected, by, (since, until))
+
+
+def test_minutes_are_forgotten_and_the_rest_stays(store: Store) -> None:
+    store.clear()
+    event = AttemptEvent(request_id="r", attempt=1, key_id="k", outcome=c.OUTCOME_OK, admitted_at_ms=NOW - 5 * HOUR)
+    assert normalise(event, NOW)
+    store.ledger.record([event])
+    store.ledger.forget_minutes(NOW)
+    with store.writer.begin() as connection:
+        assert sorted(connection.execute(select(rollups.c.width_ms)).scalars()) == [HOUR, DAY]
 
 
 numbers = st.one_of(st.integers(-(2**63), 2**63 - 1), st.sampled_from([0, -1, 2**63 - 1, -(2**63)]))

@@ -7,11 +7,11 @@ compiled once and run with plain tuples: going through SQLAlchemy's parameters c
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Engine, case, select, tuple_
+from sqlalchemy import Connection, Engine, case, delete, select, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
 
 from signalbox.usage.adapters.schema import attempts, facts, rollups
-from signalbox.usage.domain.rollups import Amounts, changes
+from signalbox.usage.domain.rollups import MINUTE_MS, MINUTES_KEPT_MS, Amounts, changes
 from signalbox.usage.domain.rows import Prices, Row, row_of
 from signalbox.usage.domain.settling import believed
 from signalbox.v1.usage_pb2 import AttemptEvent, Fact
@@ -73,6 +73,12 @@ class Ledger:
                 which = tuple_(facts.c.kind, facts.c.key_id, facts.c.name).in_(some)
                 found += [fact_of(row) for row in connection.execute(select(facts).where(which))]
         return found
+
+    def forget_minutes(self, now_ms: int) -> None:
+        """Delete the roll-ups by minute that no counter needs any more. Raises sqlalchemy.exc.SQLAlchemyError."""
+        old = (rollups.c.width_ms == MINUTE_MS) & (rollups.c.start_ms < now_ms - MINUTES_KEPT_MS)
+        with self._engine.begin() as connection:
+            connection.execute(delete(rollups).where(old))
 
     def _record_new(self, newest: dict[AttemptKey, AttemptEvent]) -> list[Change] | None:
         """The usual case: no attempt is known yet. Return None, having kept nothing, where one is."""

@@ -11,7 +11,7 @@ from sqlalchemy import BigInteger, ColumnElement, Connection, Table, Text, and_,
 from signalbox.core.clock import from_ms
 from signalbox.usage.adapters.schema import attempts, rollups
 from signalbox.usage.domain.periods import Span, counter_spans, cover
-from signalbox.usage.domain.rollups import DAY_MS
+from signalbox.usage.domain.rollups import DAY_MS, MINUTE_MS
 from signalbox.usage.domain.rows import MESSAGES_ROUTE
 from signalbox.v1.usage_pb2 import CounterBucket, UsageQuery, UsageRow
 
@@ -62,8 +62,7 @@ def counters(connection: Connection, now_ms: int) -> list[CounterBucket]:
     buckets: list[CounterBucket] = []
     for span in counter_spans(now_ms):
         groups: Groups = {}
-        parts = cover(span.start_ms, span.end_ms) if span.width_ms == DAY_MS else [span._replace(width_ms=1)]
-        for part in parts if span.end_ms else ():
+        for part in _kept_parts(span):
             source = _Source(part)
             t = source.table.c
             group = [source.when - source.when % _constant(span.width_ms), *(t[name] for name in _COUNTER_GROUP)]
@@ -71,6 +70,15 @@ def counters(connection: Connection, now_ms: int) -> list[CounterBucket]:
             _add(groups, source.sums(connection, group, [source.limited_requests, tokens], []))
         buckets += [_bucket(span.width_ms, group, groups[group]) for group in sorted(groups)]
     return buckets
+
+
+def _kept_parts(span: Span) -> list[Span]:
+    """Return `span` of counters as spans of what is kept: minutes are, seconds are not, days end within a day."""
+    if span.width_ms == MINUTE_MS:
+        return [span]
+    if span.width_ms == DAY_MS:
+        return cover(span.start_ms, span.end_ms) if span.end_ms else []
+    return [span._replace(width_ms=1)]
 
 
 class _Source:

@@ -26,6 +26,7 @@ log = logs.logger(__name__)
 NEED = "ledger"
 RETRY_FIRST_S = 0.05
 RETRY_MOST_S = 2.0
+TIDY_EVERY_S = 600.0
 
 T = TypeVar("T")
 
@@ -57,6 +58,7 @@ class Recorder:
         self._writing: list[_Batch] = []
         self._wanted = asyncio.Event()
         self._stopping = False
+        self._tidy_at_s = clock.monotonic_s() + TIDY_EVERY_S
         self._task: asyncio.Task[None] | None = None
         metrics.lag.set_function(self.lag_s)
 
@@ -147,6 +149,18 @@ class Recorder:
         self._metrics.count_events(len(events) + refused, refused, changed)
         _finish(batches, None)
         self._published(changed)
+        await self._tidy()
+
+    async def _tidy(self) -> None:
+        """Now and then, let the ledger forget what nobody asks for."""
+        if self._clock.monotonic_s() < self._tidy_at_s:
+            return
+        self._tidy_at_s = self._clock.monotonic_s() + TIDY_EVERY_S
+        now_ms = self._clock.now_ms()
+        try:
+            await self._in_thread(lambda: self._ledger.forget_minutes(now_ms))
+        except SQLAlchemyError as e:
+            log.warning("ledger_not_tidied", error=type(e).__name__, why=cause(e))
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)

@@ -5,11 +5,10 @@ Pure arithmetic on Unix milliseconds; spans are half-open.
 
 from typing import NamedTuple
 
-from signalbox.usage.domain.rollups import DAY_MS, HOUR_MS
+from signalbox.usage.domain.rollups import DAY_MS, HOUR_MS, MINUTE_MS
 from signalbox.usage.domain.rows import MAX_MS
 
 SECOND_MS = 1_000
-MINUTE_MS = 60_000
 FINE_MS = 2 * MINUTE_MS
 MEDIUM_MS = 2 * HOUR_MS
 

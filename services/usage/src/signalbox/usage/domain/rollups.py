@@ -1,6 +1,7 @@
-"""Roll-ups: sums of the ledger by hour and by day, kept exact by adding what each change of a row adds.
+"""Roll-ups: sums of the ledger by minute, hour and day, kept exact by adding what each change of a row adds.
 
-Pure. A row counts in the period in which its attempt was admitted; denials count nowhere.
+Pure. A row counts in the period in which its attempt was admitted; denials count nowhere. Minutes serve the limit
+counters only and are forgotten after MINUTES_KEPT_MS; hours and days stay.
 """
 
 from collections.abc import Iterable
@@ -9,9 +10,11 @@ from typing import NamedTuple, TypeVar
 
 from signalbox.usage.domain.rows import MESSAGES_ROUTE, Row
 
+MINUTE_MS = 60_000
 HOUR_MS = 3_600_000
 DAY_MS = 86_400_000
-WIDTHS_MS = (HOUR_MS, DAY_MS)
+WIDTHS_MS = (MINUTE_MS, HOUR_MS, DAY_MS)
+MINUTES_KEPT_MS = 3 * HOUR_MS
 
 
 class RollupKey(NamedTuple):
@@ -52,27 +55,27 @@ def amounts_of(row: Row) -> Amounts:
 
 def changes(pairs: Iterable[tuple[Row | None, Row]]) -> dict[RollupKey, Amounts]:
     """Return what to add to which sum after each (row before, row now); sums that do not move are left out."""
-    by_hour: dict[_HourKey, tuple[int, ...]] = {}
+    by_minute: dict[_MinuteKey, tuple[int, ...]] = {}
     for before, now in pairs:
         if now.attempt == 0:
             continue
         if before is not None:
-            _add(by_hour, _hour_key(before), (-amount for amount in amounts_of(before)))
-        _add(by_hour, _hour_key(now), amounts_of(now))
+            _add(by_minute, _minute_key(before), (-amount for amount in amounts_of(before)))
+        _add(by_minute, _minute_key(now), amounts_of(now))
     sums: dict[RollupKey, tuple[int, ...]] = {}
-    for (hour_ms, *names), amounts in by_hour.items():
+    for (minute_ms, *names), amounts in by_minute.items():
         for width in WIDTHS_MS:
-            _add(sums, RollupKey(width, hour_ms - hour_ms % width, *names), amounts)
+            _add(sums, RollupKey(width, minute_ms - minute_ms % width, *names), amounts)
     return {key: Amounts(*amounts) for key, amounts in sums.items() if any(amounts)}
 
 
 K = TypeVar("K")
-_HourKey = tuple[int, str, str, str, str, str, str]
+_MinuteKey = tuple[int, str, str, str, str, str, str]
 
 
-def _hour_key(row: Row) -> _HourKey:
-    hour_ms = row.admitted_at_ms - row.admitted_at_ms % HOUR_MS
-    return hour_ms, row.key_id, row.owner, row.account_id, row.model, row.sent_model, row.served_model
+def _minute_key(row: Row) -> _MinuteKey:
+    minute_ms = row.admitted_at_ms - row.admitted_at_ms % MINUTE_MS
+    return minute_ms, row.key_id, row.owner, row.account_id, row.model, row.sent_model, row.served_model
 
 
 def _add(sums: dict[K, tuple[int, ...]], key: K, amounts: Iterable[int]) -> None:

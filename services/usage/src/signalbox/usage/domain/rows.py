@@ -104,11 +104,6 @@ class Row(NamedTuple):
         """The model that the price follows: the one that served, else the one that was asked to."""
         return self.served_model or self.sent_model or self.model
 
-    @property
-    def counted_tokens(self) -> int:
-        """Tokens as limits count them: input, cache writes and output; cache reads are free of limits."""
-        return self.input_tokens + self.cache_write_5m_tokens + self.cache_write_1h_tokens + self.output_tokens
-
 
 def row_of(event: AttemptEvent, prices: Prices) -> Row:
     """Return the row of a normalised event (see settling.normalise)."""
@@ -143,8 +138,8 @@ def outcome_of(row: Row) -> Outcome:
 def is_billed(event: AttemptEvent) -> bool:
     """Whether the attempt costs what its usage says.
 
-    Counting tokens is free, and an attempt that ended without content costs nothing. Of an orphan nobody saw the end: it is billed what was last
-    reported of it, so a reply that had not begun costs nothing.
+    Counting tokens is free, and an attempt that ended without content costs nothing. Of an orphan nobody saw the
+    end: it is billed what was last reported of it, so a reply that had not begun costs nothing.
     """
     if event.route in FREE_ROUTES:
         return False
