@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from signalbox.gateway.domain.attempt import Attempt, Finish, Limits, Lost, ResponseHead, Trouble
+from signalbox.gateway.domain.attempt import Attempt
+from signalbox.gateway.domain.events import Finish, Limits, Lost, ResponseHead, Trouble
 from signalbox.v1.common_pb2 import (
     OUTCOME_CLIENT_GONE,
     OUTCOME_OK,

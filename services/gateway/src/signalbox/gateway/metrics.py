@@ -2,7 +2,7 @@
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from signalbox.gateway.domain.attempt import Ending
+from signalbox.gateway.domain.events import Ending
 from signalbox.gateway.domain.order import Order
 from signalbox.v1.common_pb2 import Outcome
 

@@ -9,7 +9,7 @@ from typing import Protocol, cast
 
 import httptools
 
-from signalbox.gateway.domain.attempt import Lost, ResponseHead
+from signalbox.gateway.domain.events import Lost, ResponseHead
 
 MAX_HEAD_BYTES = 256 << 10
 _JOIN_BELOW = 64 << 10

@@ -3,7 +3,7 @@
 import math
 
 from signalbox.gateway.api.exchange import Exchange, Header
-from signalbox.gateway.domain.attempt import ResponseHead
+from signalbox.gateway.domain.events import ResponseHead
 from signalbox.gateway.domain.key_limits import ratelimit_headers
 from signalbox.gateway.domain.order import Order
 from signalbox.gateway.domain.refusal import Refusal

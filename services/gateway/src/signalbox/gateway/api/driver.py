@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 from signalbox.gateway.adapters.upstream import Connection
 from signalbox.gateway.api.exchange import Exchange
-from signalbox.gateway.domain.attempt import Attempt, Finish, Lost, ResponseHead, Step
+from signalbox.gateway.domain.attempt import Attempt
 from signalbox.gateway.domain.buffers import Buffers
+from signalbox.gateway.domain.events import Finish, Lost, ResponseHead, Step
 from signalbox.gateway.domain.ports import OpenLease
 from signalbox.gateway.domain.refusal import Refusal
 from signalbox.wire.usage import BYTES_PER_ESTIMATED_TOKEN

@@ -14,7 +14,7 @@ from signalbox.gateway.api.exchange import ClientGone, Exchange
 from signalbox.gateway.api.keycheck import KeyCheck
 from signalbox.gateway.api.sender import Sender
 from signalbox.gateway.domain import records
-from signalbox.gateway.domain.attempt import Ending
+from signalbox.gateway.domain.events import Ending
 from signalbox.gateway.domain.key_limits import ratelimit_headers
 from signalbox.gateway.domain.order import Order
 from signalbox.gateway.domain.ports import (

@@ -14,8 +14,9 @@ from signalbox.gateway.api.driver import Driver
 from signalbox.gateway.api.exchange import ClientGone, Exchange
 from signalbox.gateway.api.routes import UPSTREAM_PATHS, forwarded_query
 from signalbox.gateway.domain import records
-from signalbox.gateway.domain.attempt import Attempt, Ending, ResponseHead
+from signalbox.gateway.domain.attempt import Attempt
 from signalbox.gateway.domain.buffers import Buffers
+from signalbox.gateway.domain.events import Ending, ResponseHead
 from signalbox.gateway.domain.order import Order
 from signalbox.gateway.domain.ports import (
     Credential,

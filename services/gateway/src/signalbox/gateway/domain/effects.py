@@ -7,7 +7,7 @@ and the table of faults. How long an account rests without a stated time is the 
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from signalbox.gateway.domain.attempt import Ending, Trouble
+from signalbox.gateway.domain.events import Ending, Trouble
 from signalbox.v1.scheduler_pb2 import AccountEffect
 from signalbox.wire.errors import ErrorClass, Verdict
 

@@ -1,6 +1,6 @@
 """An attempt as the other rooms hear of it: the journal's intent and outcome, the scheduler's settlement."""
 
-from signalbox.gateway.domain.attempt import Ending, Limits, ResponseHead, Trouble
+from signalbox.gateway.domain.events import Ending, Limits, ResponseHead, Trouble
 from signalbox.gateway.domain.order import Order
 from signalbox.gateway.domain.ports import CredentialUnusable
 from signalbox.gateway.domain.refusal import Refusal

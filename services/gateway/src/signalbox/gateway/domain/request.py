@@ -6,8 +6,8 @@ Pure decisions over how attempts ended. Asking the scheduler for another account
 
 from dataclasses import dataclass
 
-from signalbox.gateway.domain.attempt import Ending, ResponseHead, Trouble
 from signalbox.gateway.domain.effects import NO_EFFECT, Direction, Meaning, meaning_of
+from signalbox.gateway.domain.events import Ending, ResponseHead, Trouble
 from signalbox.gateway.domain.refusal import Refusal, from_answer
 from signalbox.v1.common_pb2 import OUTCOME_TIMEOUT
 from signalbox.v1.scheduler_pb2 import AccountEffect, AdmitResponse, Grant
