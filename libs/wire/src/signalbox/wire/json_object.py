@@ -53,20 +53,22 @@ def members(text: bytes, interest: Iterable[str]) -> tuple[dict[str, bytes], dic
 def _walk(text: bytes, raw: dict[str, bytes]) -> dict[str, int] | None:
     """Step through the members as parsed; None where the text holds others, or names spelt with escapes."""
     places: dict[str, int] = {}
-    position, before = 0, b'{"'
+    position, compact, spaced = 0, b'{"', b'{"'
     for name, value in raw.items():
-        plain = before + name.encode() + b'":'      # as nearly every client writes it; all else goes by the grammar
-        if text.startswith(plain, position):
-            begin = position + len(plain)
-        else:
-            member = _MEMBER.match(text, position)
-            if member is None or member[1] != name.encode():
-                return None
-            begin = member.end()
+        quoted = name.encode() + b'":'
+        # As nearly every client writes it, without white space or with Python's; all else goes by the grammar.
+        begin = position + len(compact) + len(quoted)
+        if not text.startswith(compact + quoted + value[:1], position):
+            begin += len(spaced) - len(compact) + 1
+            if not text.startswith(spaced + quoted + b" " + value[:1], position):
+                member = _MEMBER.match(text, position)
+                if member is None or member[1] != name.encode():
+                    return None
+                begin = member.end()
         if not text.startswith(value, begin):
             return None
         places[name] = begin
-        position, before = begin + len(value), b',"'
+        position, compact, spaced = begin + len(value), b',"', b', "'
     return places if _END.match(text, position) else None
 
 
