@@ -309,6 +309,7 @@ async def test_what_a_provider_may_answer_instead(refresher: Running, reply: byt
     assert (await refresher.status()).valid, "only a 401 says something about the key"
 
 
+@pytest.mark.slow
 async def test_a_silent_provider_is_given_up(refresher: Running) -> None:
     await refresher.put()
     async with Provider(COUNTED, delay_s=30) as provider:

@@ -9,6 +9,7 @@ import pytest
 from tests.support import postgres
 
 _numbers = itertools.count()
+DATABASES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)]
 
 
 @pytest.fixture(scope="session")
@@ -20,13 +21,13 @@ def postgres_server() -> Iterator[postgres.PostgresServer]:
         pytest.skip(str(e))
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+@pytest.fixture(scope="module", params=DATABASES)
 def ledger_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The URL of an empty database, one a module."""
     return _new_database(request, tmp_path_factory.mktemp("ledger"))
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=DATABASES)
 def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of an empty database, one a test."""
     return _new_database(request, tmp_path)
