@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc.aio
@@ -258,3 +259,12 @@ async def stage(directory: Path, redis_server: RedisServer) -> AsyncIterator[Sch
     yield stage
     await stage.close()
     await server.stop(0)
+
+
+@pytest.fixture
+def make() -> SimpleNamespace:
+    """The makers of documents and requests."""
+    return SimpleNamespace(
+        account=account, pool=pool, key=key, limit=limit, ask=ask, ended=ended, digest=digest, RedisServer=RedisServer,
+        binary=server_binary,
+    )

@@ -1,3 +1,352 @@
 """Admit, Retry and Settle over gRPC: grants, idempotence, and each way to be refused."""
 
+import asyncio
+import time
+from datetime import UTC, datetime, timedelta
 
+import pytest
+
+from signalbox.v1 import scheduler_pb2 as pb
+
+
+def iso(seconds_from_now: float) -> str:
+    return (datetime.now(UTC) + timedelta(seconds=seconds_from_now)).isoformat().replace("+00:00", "Z")
+
+
+def rest(reason: str = "Limited", until_ms: int = 0) -> pb.AccountEffect:
+    return pb.AccountEffect(kind=pb.AccountEffect.REST, reason=reason, until_ms=until_ms)
+
+
+def bench(reason: str = "BillingError") -> pb.AccountEffect:
+    return pb.AccountEffect(kind=pb.AccountEffect.BENCH, reason=reason)
+
+
+async def test_a_grant_says_all_that_the_gateway_needs(stage, make):
+    stub = await stage.add()
+    await stage.put(
+        make.account("a", proxied=True, models={"allow": [], "deny": [], "map": {"sonnet": "claude-sonnet-5-5"}}),
+        make.pool("default", "a"), make.key("ada"),
+    )
+    answer = await stub.Admit(make.ask("ada", model="sonnet"), timeout=5)
+    g = answer.grant
+    assert (g.key_id, g.owner, g.account_id, g.pool_id) == (
+        "default/ada", "ada@example.com", "default/a", "default/default",
+    )
+    assert (g.attempt, g.max_attempts, g.attempts_left, g.send_model, g.has_proxy) == (1, 3, 2, "claude-sonnet-5-5", True)
+    assert (g.provider, g.base_url, g.lease_ttl_ms) == ("Anthropic", "http://127.0.0.1/a", 30_000)
+    assert (g.timeouts.connect, g.timeouts.headers_unstreamed, g.timeouts.total) == (5_000, 600_000, 3_600_000)
+    assert abs(g.admitted_at_ms - time.time() * 1000) < 5_000
+    decision = pb.Decision.FromString(answer.decision)
+    assert (decision.strategy, decision.chosen, decision.considered) == ("Headroom", "default/a", 1)
+    assert [c.account_id for c in decision.candidates] == ["default/a"]
+
+
+async def test_repeating_an_admit_gives_the_same_lease(stage, make):
+    stub = await stage.add()
+    await stage.put(make.account("a"), make.pool("default", "a"), make.key("ada", concurrency=1))
+    request = make.ask("ada")
+    first = await stub.Admit(request, timeout=5)
+    again = await stub.Admit(request, timeout=5)
+    assert again.grant.lease_token == first.grant.lease_token
+    assert again.grant.admitted_at_ms == first.grant.admitted_at_ms
+    listed = await stub.ListObjects(pb.ListObjectsRequest(kinds=["RelayKey"], with_status=True), timeout=5)
+    assert listed.objects[0].key.in_flight == 1
+
+
+async def test_settling_twice_frees_one_slot(stage, make):
+    stub = await stage.add()
+    await stage.put(make.account("a"), make.pool("default", "a"), make.key("ada", concurrency=2))
+    first, second = [(await stub.Admit(make.ask("ada"), timeout=5)).grant for _ in range(2)]
+    for _ in range(3):
+        await stub.Settle(make.ended(first), timeout=5)
+    assert (await stub.Admit(make.ask("ada"), timeout=5)).HasField("grant")
+    assert (await stub.Admit(make.ask("ada"), timeout=5)).denial.error_code == "key_limit_concurrency"
+    await stub.Settle(make.ended(second), timeout=5)
+    assert (await stub.Admit(make.ask("ada"), timeout=5)).HasField("grant")
+
+
+KEY_DENIALS = [
+    ("paused", {"state": "Paused"}, {}, "key_paused"),
+    ("expired", {"expiresAt": "2020-01-01T00:00:00Z"}, {}, "key_expired"),
+    ("expired by the reconciler", {"ready": False, "reason": "Expired"}, {}, "key_expired"),
+    ("model", {"models": {"allow": ["claude-haiku-*"], "deny": []}}, {}, "model_not_allowed"),
+    ("model denied", {"models": {"allow": [], "deny": ["*sonnet*"]}}, {}, "model_not_allowed"),
+    ("any model named", {"models": {"allow": ["claude-sonnet-*"], "deny": []}}, {"models": ["claude-opus-4"]},
+     "model_not_allowed"),
+    ("client", {"clients": ["ClaudeCode"]}, {"client": "Codex"}, "client_not_allowed"),
+    ("client unknown", {"clients": ["ClaudeCode"]}, {"client": ""}, "client_not_allowed"),
+    ("source", {"sourceCIDRs": ["10.0.0.0/8"]}, {"source_address": "192.0.2.1"}, "source_not_allowed"),
+    ("source unreadable", {"sourceCIDRs": ["10.0.0.0/8"]}, {"source_address": ""}, "source_not_allowed"),
+    ("pool not allowed", {"ready": False, "reason": "PoolNotAllowed"}, {}, "pool_not_allowed"),
+    ("no pool", {"pools": []}, {}, "pool_empty"),
+    ("no such pool", {"pools": ["default/nowhere"]}, {}, "pool_empty"),
+    ("empty pool", {"pools": ["default/empty"]}, {}, "pool_empty"),
+    ("faulty pool", {"pools": ["default/faulty"]}, {}, "pool_unavailable"),
+    ("no account for the model", {"pools": ["default/picky"]}, {}, "no_account_for_model"),
+    ("never fits", {"limits": [{"name": "m", "per": "Minute", "models": [], "admission": "Strict", "tokens": 10}]}, {},
+     "key_limit_tokens"),
+    ("cost never fits", {"limits": [
+        {"name": "m", "per": "Day", "models": [], "admission": "Strict", "costUSD": "0.000001"}]}, {}, "key_limit_cost"),
+    ("no requests", {"limits": [{"name": "m", "per": "Minute", "models": [], "admission": "Estimated", "requests": 0}]},
+     {}, "key_limit_requests"),
+]
+
+
+@pytest.mark.parametrize(("spec", "request_fields", "code"), [c[1:] for c in KEY_DENIALS], ids=[c[0] for c in KEY_DENIALS])
+async def test_each_denial_has_its_code(stage, make, spec, request_fields, code):
+    stub = await stage.add()
+    await stage.put(
+        make.account("a"), make.account("off", state="Paused"), make.account("new", ready=False, reason="NotImplemented"),
+        make.account("haiku", models={"allow": ["claude-haiku-*"], "deny": [], "map": {}}),
+        make.pool("default", "a"), make.pool("empty"), make.pool("faulty", "off", "new"), make.pool("picky", "haiku"),
+        make.key("ada", **spec),
+    )
+    answer = await stub.Admit(make.ask("ada", **request_fields), timeout=5)
+    assert answer.denial.error_code == code
+    assert answer.denial.message
+    assert answer.denial.key_id == "default/ada"
+    assert answer.denial.never_fits == code.startswith("key_limit_")
+    assert pb.Decision.FromString(answer.decision).reason == code
+
+
+async def test_an_unknown_key_is_invalid_and_stays_unnamed(stage, make):
+    stub = await stage.add()
+    answer = await stub.Admit(make.ask("nobody"), timeout=5)
+    assert (answer.denial.error_code, answer.denial.key_id) == ("key_invalid", "")
+
+
+async def test_a_mapped_ipv4_address_counts_as_ipv4(stage, make):
+    stub = await stage.add()
+    await stage.put(make.account("a"), make.pool("default", "a"), make.key("ada", sourceCIDRs=["10.0.0.0/8"]))
+    assert (await stub.Admit(make.ask("ada", source_address="::ffff:10.1.2.3"), timeout=5)).HasField("grant")
+
+
+async def test_a_former_hash_works_until_its_time(stage, make):
+    stub = await stage.add()
+    hashes = [
+        {"hash": "sha256:" + make.digest("new").hex()},
+        {"hash": "sha256:" + make.digest("old").hex(), "until": iso(60)},
+        {"hash": "sha256:" + make.digest("older").hex(), "until": iso(-1)},
+    ]
+    await stage.put(make.account("a"), make.pool("default", "a"), make.key("ada", keyHashes=hashes))
+    codes = [(await stub.Admit(make.ask(t), timeout=5)).denial.error_code for t in ("new", "old", "older")]
+    assert codes == ["", "", "key_invalid"]
+
+
+async def test_a_lifetime_counts_from_first_use(stage, make):
+    stub = await stage.add()
+    await stage.put(make.account("a"), make.pool("default", "a"), make.key("ada", lifetime={"duration": "300ms"}))
+    await asyncio.sleep(0.4)
+    assert (await stub.Admit(make.ask("ada"), timeout=5)).HasField("grant")
+    await asyncio.sleep(0.4)
+    assert (await stub.Admit(make.ask("ada"), timeout=5)).denial.error_code == "key_expired"
+    looked = await stub.Inspect(pb.InspectRequest(key_hash=make.digest("ada")), timeout=5)
+    assert (looked.state, looked.denial.error_code) == ("Expired", "key_expired")
+    [fact] = stage.ledger.facts.values()
+    assert (fact.key_id, fact.at_ms) == ("default/ada", looked.first_used_at_ms)
+
+
+async def test_count_tokens_meets_key_checks_and_concurrency_only(stage, make):
+    stub = await stage.add()
+    await stage.put(
+        make.account("a"), make.pool("default", "a"),
+        make.key("ada", concurrency=1, limits=[make.limit("Minute", requests=1, tokens=1)]),
+    )
+    for _ in range(3):
+        grant = (await stub.Admit(make.ask("ada", route="count_tokens"), timeout=5)).grant
+        assert grant.account_id
+        refused = await stub.Admit(make.ask("ada", route="count_tokens"), timeout=5)
+        assert refused.denial.error_code == "key_limit_concurrency"
+        await stub.Settle(make.ended(grant, usage={"input_tokens": 100}), timeout=5)
+    looked = await stub.Inspect(pb.InspectRequest(key_hash=make.digest("ada"), with_limits=True), timeout=5)
+    assert (looked.limits[0].requests.used, looked.limits[0].tokens.used) == (0, 0)
+
+
+async def test_a_full_pool_is_limited_with_a_second_to_wait(stage, make):
+    stub = await stage.add()
+    await stage.put(make.account("a", maxConcurrency=1), make.pool("default", "a"), make.key("ada"))
+    first = (await stub.Admit(make.ask("ada"), timeout=5)).grant
+    denied = (await stub.Admit(make.ask("ada"), timeout=5)).denial
+    assert (denied.error_code, denied.retry_after_ms) == ("pool_limited", 1000)
+    await stub.Settle(make.ended(first), timeout=5)
+    assert (await stub.Admit(make.ask("ada"), timeout=5)).HasField("grant")
+
+
+async def test_resting_accounts_limit_the_pool_until_the_soonest_wakes(stage, make):
+    stub = await stage.add()
+    await stage.put(make.account("a"), make.account("b"), make.pool("default", "a", "b"), make.key("ada"))
+    now_ms = time.time_ns() // 1_000_000
+    for seconds in (60, 20):
+        grant = (await stub.Admit(make.ask("ada"), timeout=5)).grant
+        await stub.Settle(
+            make.ended(grant, outcome="OUTCOME_UPSTREAM_ERROR", effect=rest(until_ms=now_ms + seconds * 1000)), timeout=5,
+        )
+    denied = (await stub.Admit(make.ask("ada"), timeout=5)).denial
+    assert denied.error_code == "pool_limited"
+    assert 18_000 < denied.retry_after_ms <= 20_000
+
+
+async def test_a_rest_for_one_class_of_models_leaves_the_others(stage, make):
+    stub = await stage.add()
+    await stage.put(make.account("a"), make.pool("default", "a"), make.key("ada"))
+    grant = (await stub.Admit(make.ask("ada", model="claude-opus-4-6"), timeout=5)).grant
+    effect = rest(until_ms=time.time_ns() // 1_000_000 + 60_000)
+    effect.model_class = "claude-opus-4-6"
+    await stub.Settle(make.ended(grant, effect=effect), timeout=5)
+    assert (await stub.Admit(make.ask("ada", model="claude-opus-4-1"), timeout=5)).denial.error_code == "pool_limited"
+    assert (await stub.Admit(make.ask("ada", model="claude-sonnet-4-5"), timeout=5)).HasField("grant")
+
+
+async def test_accounts_of_one_limit_group_rest_together(stage, make):
+    stub = await stage.add()
+    await stage.put(
+        make.account("a", limitGroup="default/org"), make.account("b", limitGroup="default/org"),
+        make.pool("default", "a", "b"), make.key("ada"),
+    )
+    grant = (await stub.Admit(make.ask("ada"), timeout=5)).grant
+    await stub.Settle(make.ended(grant, effect=rest(until_ms=time.time_ns() // 1_000_000 + 60_000)), timeout=5)
+    assert (await stub.Admit(make.ask("ada"), timeout=5)).denial.error_code == "pool_limited"
+
+
+async def test_a_benched_account_serves_again_when_its_document_changes(stage, make):
+    stub = await stage.add()
+    await stage.put(make.account("a"), make.pool("default", "a"), make.key("ada"))
+    grant = (await stub.Admit(make.ask("ada"), timeout=5)).grant
+    await stub.Settle(make.ended(grant, effect=bench()), timeout=5)
+    assert (await stub.Admit(make.ask("ada"), timeout=5)).denial.error_code == "pool_unavailable"
+    listed = await stub.ListObjects(pb.ListObjectsRequest(kinds=["ClaudeAccount"], with_status=True), timeout=5)
+    assert (listed.objects[0].account.available, listed.objects[0].account.reason) == (False, "BillingError")
+    await stage.put(make.account("a", weight=50))
+    await asyncio.sleep(0.3)
+    assert (await stub.Admit(make.ask("ada"), timeout=5)).HasField("grant")
+
+
+async def test_a_cooled_account_is_probed_by_one_request_and_healed_by_its_success(stage, make):
+    stub = await stage.add()
+    await stage.put(make.account("a"), make.pool("default", "a"), make.key("ada"))
+    grant = (await stub.Admit(make.ask("ada"), timeout=5)).grant
+    cool = pb.AccountEffect(kind=pb.AccountEffect.COOL, reason="Failing")
+    await stub.Settle(make.ended(grant, outcome="OUTCOME_UPSTREAM_ERROR", effect=cool), timeout=5)
+    denied = (await stub.Admit(make.ask("ada"), timeout=5)).denial
+    assert (denied.error_code, denied.retry_after_ms) == ("pool_limited", 1000)
+    await asyncio.sleep(1.1)
+    probe = (await stub.Admit(make.ask("ada"), timeout=5)).grant
+    assert probe.account_id
+    assert (await stub.Admit(make.ask("ada"), timeout=5)).denial.error_code == "pool_limited"
+    await stub.Settle(make.ended(probe), timeout=5)
+    both = [(await stub.Admit(make.ask("ada"), timeout=5)).HasField("grant") for _ in range(2)]
+    assert both == [True, True]
+
+
+async def test_failures_in_a_row_cool_for_longer(stage, make):
+    stub = await stage.add()
+    await stage.put(make.account("a"), make.pool("default", "a"), make.key("ada"))
+    cool = pb.AccountEffect(kind=pb.AccountEffect.COOL, reason="Failing")
+    waits = []
+    for _ in range(2):
+        grant = (await stub.Admit(make.ask("ada"), timeout=5)).grant
+        await stub.Settle(make.ended(grant, outcome="OUTCOME_UPSTREAM_ERROR", effect=cool), timeout=5)
+        await asyncio.sleep(0.3)
+        listed = await stub.ListObjects(pb.ListObjectsRequest(kinds=["ClaudeAccount"], with_status=True), timeout=5)
+        status = listed.objects[0].account
+        assert status.reason == "Failing"
+        waits.append(status.limited_until_ms - time.time_ns() // 1_000_000)
+        await asyncio.sleep(max(0, waits[-1]) / 1000 + 0.05)
+    assert waits[0] < 1_000 < waits[1] < 2_000
+
+
+async def test_retry_takes_another_account_and_counts_the_request_once(stage, make):
+    stub = await stage.add()
+    await stage.put(
+        make.account("a"), make.account("b"), make.pool("default", "a", "b"),
+        make.key("ada", concurrency=1, limits=[make.limit("Minute", requests=2)]),
+    )
+    first = (await stub.Admit(make.ask("ada"), timeout=5)).grant
+    failed = make.ended(first, outcome="OUTCOME_UPSTREAM_ERROR", had_content=False, more_attempts=True)
+    retried = await stub.Retry(pb.RetryRequest(failed=failed), timeout=5)
+    assert retried.grant.account_id != first.account_id
+    assert (retried.grant.attempt, retried.grant.attempts_left) == (2, 1)
+    assert retried.limits[0].requests.used == 1
+    again = await stub.Retry(pb.RetryRequest(failed=failed), timeout=5)
+    assert again.grant.lease_token == retried.grant.lease_token
+    assert (await stub.Admit(make.ask("ada"), timeout=5)).denial.error_code == "key_limit_concurrency"
+    await stub.Settle(make.ended(retried.grant), timeout=5)
+    looked = await stub.Inspect(pb.InspectRequest(key_hash=make.digest("ada"), with_limits=True), timeout=5)
+    assert (looked.in_flight, looked.limits[0].requests.used) == (0, 1)
+
+
+async def test_retry_in_place_asks_the_same_account(stage, make):
+    stub = await stage.add()
+    await stage.put(*(make.account(n) for n in "abc"), make.pool("default", *"abc"), make.key("ada"))
+    first = (await stub.Admit(make.ask("ada", session=b"s" * 16), timeout=5)).grant
+    failed = make.ended(first, outcome="OUTCOME_UPSTREAM_ERROR", had_content=False)
+    retried = await stub.Retry(pb.RetryRequest(failed=failed, same_account=True), timeout=5)
+    assert (retried.grant.account_id, retried.grant.repinned) == (first.account_id, False)
+
+
+async def test_retry_without_another_account_frees_the_slot(stage, make):
+    stub = await stage.add()
+    await stage.put(make.account("a"), make.pool("default", "a"), make.key("ada", concurrency=1))
+    first = (await stub.Admit(make.ask("ada"), timeout=5)).grant
+    effect = rest(until_ms=time.time_ns() // 1_000_000 + 30_000)
+    failed = make.ended(first, outcome="OUTCOME_UPSTREAM_ERROR", had_content=False, effect=effect)
+    refused = (await stub.Retry(pb.RetryRequest(failed=failed), timeout=5)).denial
+    assert refused.error_code == "pool_limited"
+    assert 25_000 < refused.retry_after_ms <= 30_000
+    looked = await stub.Inspect(pb.InspectRequest(key_hash=make.digest("ada"), with_limits=True), timeout=5)
+    assert looked.in_flight == 0
+
+
+async def test_attempts_are_bounded_by_the_pool(stage, make):
+    stub = await stage.add()
+    failover = {"maxAttempts": 2, "fallbackPools": []}
+    await stage.put(*(make.account(n) for n in "abc"), make.pool("default", *"abc", failover=failover), make.key("ada"))
+    grant = (await stub.Admit(make.ask("ada"), timeout=5)).grant
+    second = (await stub.Retry(pb.RetryRequest(failed=make.ended(grant, had_content=False)), timeout=5)).grant
+    assert (second.attempt, second.attempts_left) == (2, 0)
+    third = await stub.Retry(pb.RetryRequest(failed=make.ended(second, had_content=False)), timeout=5)
+    assert third.denial.error_code == "pool_unavailable"
+
+
+async def test_known_caps_of_an_account_send_requests_elsewhere(stage, make):
+    stub = await stage.add()
+    await stage.put(
+        make.account("a", limits=[{"per": "Minute", "requests": 2}]), make.account("b", priority=1),
+        make.pool("default", "a", "b"), make.key("ada"),
+    )
+    chosen = [(await stub.Admit(make.ask("ada"), timeout=5)).grant.account_id for _ in range(4)]
+    assert chosen == ["default/a"] * 2 + ["default/b"] * 2
+
+
+async def test_pools_are_tried_in_order_then_their_fallbacks(stage, make):
+    stub = await stage.add()
+    await stage.put(
+        make.account("a", maxConcurrency=1), make.account("b", maxConcurrency=1), make.account("c"),
+        make.pool("one", "a"), make.pool("two", "b"), make.pool("three", "c"),
+        make.key("ada", pools=["default/one", "default/two"], fallbackPools=["default/three"]),
+    )
+    got = [(g.account_id, g.pool_id) for g in [(await stub.Admit(make.ask("ada"), timeout=5)).grant for _ in range(3)]]
+    assert got == [("default/a", "default/one"), ("default/b", "default/two"), ("default/c", "default/three")]
+
+
+async def test_more_full_accounts_than_are_offered_at_once_do_not_hide_a_free_one(stage, make):
+    stub = await stage.add()
+    names = [f"a{i:03d}" for i in range(100)]
+    await stage.put(*(make.account(n, maxConcurrency=1) for n in names), make.pool("default", *names), make.key("ada"))
+    grants = [(await stub.Admit(make.ask("ada"), timeout=5)).grant.account_id for _ in range(100)]
+    assert sorted(grants) == [f"default/{n}" for n in names]
+    assert (await stub.Admit(make.ask("ada"), timeout=5)).denial.error_code == "pool_limited"
+
+
+async def test_limits_by_model_match_the_name_asked_for_and_the_name_sent(stage, make):
+    stub = await stage.add()
+    by_model = {"per": "Day", "models": ["claude-opus-*"], "admission": "Estimated", "name": "opus", "requests": 2}
+    await stage.put(
+        make.account("a", models={"allow": [], "deny": [], "map": {"big": "claude-opus-4"}}), make.pool("default", "a"),
+        make.key("ada", limits=[by_model]),
+    )
+    codes = [
+        (await stub.Admit(make.ask("ada", model=m), timeout=5)).denial.error_code
+        for m in ("claude-opus-4", "claude-sonnet-4-5", "big", "claude-opus-4", "big", "claude-sonnet-4-5")
+    ]
+    assert codes == ["", "", "", "key_limit_requests", "key_limit_requests", ""]

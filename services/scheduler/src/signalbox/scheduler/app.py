@@ -33,6 +33,7 @@ log = logs.logger(__name__)
 SERVICE = scheduler_pb2.DESCRIPTOR.services_by_name["Scheduler"].full_name
 _DRAIN_S = 0.2
 _STOP_S = 5.0
+_CANCEL_AGAIN_S = 0.2
 
 
 async def main(stop: asyncio.Event) -> None:
@@ -104,12 +105,19 @@ class Room:
         self._sessions.drain()
         await asyncio.sleep(_DRAIN_S)
         await self._server.stop(min(self._settings.stop_grace_s, _STOP_S))
-        for task in self.work:
-            task.cancel()
-        await asyncio.gather(*self.work, return_exceptions=True)
+        await _end(self.work)
         await self._channel.close()
         await self.store.close()
         await self._telemetry.close()
+
+
+async def _end(tasks: list[asyncio.Task[None]]) -> None:
+    """Cancel tasks until they have ended: a gRPC call that is cancelled may report that as an error of the call."""
+    running = set(tasks)
+    while running:
+        for task in running:
+            task.cancel()
+        _, running = await asyncio.wait(running, timeout=_CANCEL_AGAIN_S)
 
 
 def _prices(settings: SchedulerSettings) -> PriceBook:

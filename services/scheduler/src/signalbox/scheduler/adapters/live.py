@@ -49,7 +49,8 @@ class LiveRefresher:
                 self._gate.close(str(e) or "Redis lost its state")
                 continue
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._noticed.wait(), self._refresh_s)
+                async with asyncio.timeout(self._refresh_s):
+                    await self._noticed.wait()
             self._noticed.clear()
 
     async def listen(self) -> None:

@@ -155,7 +155,8 @@ class Recovery:
                 return
             self._sessions.changed.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._sessions.changed.wait(), _POLL_S)
+                async with asyncio.timeout(_POLL_S):
+                    await self._sessions.changed.wait()
         log.warning("journals_not_awaited", waited_s=self._journal_wait_s)
 
     async def _ask_ledger(self) -> QueryResponse:

@@ -119,9 +119,11 @@ class SchedulerService(SchedulerServicer):
             yield pb.ObjectEvent(type=pb.ObjectEvent.SYNCED, epoch=self._store.epoch)
             while not watcher.overrun and not self.stopping.is_set():
                 try:
-                    yield await asyncio.wait_for(watcher.events.get(), _WATCH_POLL_S)
+                    async with asyncio.timeout(_WATCH_POLL_S):
+                        event = await watcher.events.get()
                 except TimeoutError:
                     continue
+                yield event
         except (Unavailable, LostState) as e:
             await self._lost(e, context)
         finally:
