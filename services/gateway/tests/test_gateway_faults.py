@@ -444,6 +444,7 @@ async def test_the_upstream_call_is_closed_when_its_caller_hangs_up(gate, wire, 
     assert gate.buffers.held == 0
 
 
+@pytest.mark.slow
 async def test_a_caller_that_does_not_read_holds_the_provider_back(gate, wire):
     written = 0
 

@@ -34,7 +34,7 @@ from signalbox.wire.request import RequestInvalid, read_request
 
 log = logs.logger(__name__)
 
-PATIENCE_MS = 30_000    # how long a caller is expected to wait for an account, at most
+PATIENCE_MS = 10_000    # how long a caller is expected to wait for an account, at most
 
 T = TypeVar("T")
 
