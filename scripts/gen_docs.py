@@ -51,7 +51,7 @@ def settings() -> str:
         for name in names:
             info = cls.model_fields[name]
             default = info.get_default(call_default_factory=True)
-            shown = "required" if info.is_required() else "" if default in (None, "") else f"`{default}`"
+            shown = "required" if info.is_required() else "" if default in (None, "", ()) else f"`{default}`"
             if "Secret" in str(info.annotation):
                 shown = ""
             rows.append(f"| `{core.variable_name(cls, name)}` | {cell(shown)} | {cell(info.description or '')} |")

@@ -199,3 +199,20 @@ async def test_a_grant_that_nobody_waits_for_is_given_back(connect: Connect, sch
     async with asyncio.timeout(3):
         while not any(s.lease_id.startswith("L") for b in scheduler.fake.got for s in b.settles):
             await asyncio.sleep(0.02)
+
+
+async def test_cancelling_ends_it_even_while_no_scheduler_is_there(tmp_path: Path) -> None:
+    async def nothing() -> bool:
+        return True
+
+    async with rpc.connect(SETTINGS, f"unix:{tmp_path}/none.sock") as channel:
+        session = SchedulerSession([channel], "gw-1", nothing)
+        session.start()
+        for _ in range(20):
+            await asyncio.sleep(0.02)
+            tasks = list(session._tasks)
+            if any(t.done() for t in tasks):
+                break
+        async with asyncio.timeout(3):
+            await session.close(0)
+        assert all(t.done() for t in tasks)

@@ -177,6 +177,7 @@ class SchedulerSession:
                 log.info("scheduler_session_lost", why=e.details())
             except asyncio.InvalidStateError:
                 log.info("scheduler_session_lost", why="the stream ended while a batch was being written")
+            _obey_cancellation()
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, RECONNECT_MOST_S)
 
@@ -277,6 +278,13 @@ class SchedulerSession:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _obey_cancellation() -> None:
+    """End the task when it was cancelled inside a gRPC call, which answers a cancellation with an error of its own."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def _give_up(pending: dict[int, _Asked[Request, Response]], now_s: float) -> None:
