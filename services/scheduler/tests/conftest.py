@@ -74,6 +74,12 @@ class RedisServer:
         except redis.RedisError:
             return ""
 
+    def keys(self, pattern: str) -> list[str]:
+        import redis
+
+        with redis.Redis(unix_socket_path=str(self.socket), decode_responses=True) as client:
+            return sorted(client.keys(pattern))
+
     def kill(self) -> None:
         if self._process is not None:
             self._process.send_signal(signal.SIGKILL)

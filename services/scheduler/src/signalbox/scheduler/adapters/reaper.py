@@ -96,9 +96,12 @@ class Reaper:
             await self._store.command("HDEL", FORMER, epoch)
 
     async def _orphan_former(self, epoch: str) -> None:
-        for lease, token in pairs(await self._store.command("HGETALL", f"sb:{epoch}:leases")):
-            beat = await self._store.command("HGET", f"sb:{epoch}:beats", lease)
-            _, event = orphan(self._view, lease.decode(), token, beat or b"", self._store.now_ms())
+        leases = dict(pairs(await self._store.command("HGETALL", f"sb:{epoch}:leases")))
+        for lease, token in leases.items():
+            if lease.startswith(b"beat:"):
+                continue
+            beat = leases.get(b"beat:" + lease, b"")
+            _, event = orphan(self._view, lease.decode(), token, beat, self._store.now_ms())
             await self._store.command("HSET", ORPHANS, lease, event.SerializeToString())
         cursor: Any = 0
         while True:

@@ -21,7 +21,8 @@ LEASE_TTL_MS: Final = 30_000
 DERIVED_PIN_TTL_MS: Final = 300_000
 COUNT_TOKENS: Final = "count_tokens"
 _MOST_ROUNDS = 12
-_FIRST_OFFER = 4
+_MOST_LOST_RACES = 2
+_FIRST_OFFER = 3
 _LARGEST_OFFER = 64
 _NOTED = 4
 _EFFECTS = {"rest": "limited", "cool": "cooling", "bench": "benched"}
@@ -71,11 +72,13 @@ class Admission:
         self._failed: Settle | None = None
         self._key: KeyPolicy | None = None
         self._last_denial: Denial | None = None
+        self._session = ""
         self._hint: str | None = None
         self._reasons: dict[str, str] = {}
         """Why accounts cannot serve this request, as Redis said in this decision."""
         self._soonest_ms = 0
         self._rounds = 0
+        self._stale_rounds = 0
         self._limits: tuple[KeyLimit, ...] = ()
         self._ranking = Ranking()
         self._indexes: list[PoolIndex] = []
@@ -113,7 +116,7 @@ class Admission:
 
     def replan(self, now_ms: int) -> None:
         """Check and rank anew; leaves an operation or a response."""
-        self._now_ms, self.stale, self.operation = now_ms, False, None
+        self._now_ms, self.stale, self.operation, self._last_denial = now_ms, False, None, None
         self._rounds += 1
         if self._rounds > _MOST_ROUNDS:
             self._deny(denials.unavailable("The documents change faster than they can be read"))
@@ -146,19 +149,21 @@ class Admission:
         return denials.pool_unavailable(key) if self._attempt > most else None
 
     def _rank(self) -> None:
-        session = self._session()
+        self._session = self._session_name()
         if self._hint is None:
-            self._hint = self.view.pins.get(session) if session else ""
+            self._hint = self.view.pins.get(self._session) if self._session else ""
         first = self._again_with if self._again_with not in self._reasons else ""
         # The pinned account stays among the candidates: what keeps it out decides what becomes of the pin.
         left_out = {a: why for a, why in self._reasons.items() if a != self._hint}
         left_out.update(dict.fromkeys(self._tried, "tried"))
-        want = _FIRST_OFFER if self._rounds == 1 else min(_LARGEST_OFFER, _FIRST_OFFER * (1 + len(self._reasons)))
+        want = min(_LARGEST_OFFER, _FIRST_OFFER * (1 + len(self._reasons)))
+        if self._hint and not self._reasons and not self._tried:
+            want = 1  # the pinned account almost always takes it; the others are ranked when it does not
         seed = zlib.crc32(self.request.request_id.encode())
         wish = Wish(self.request.model, seed, self._now_ms, first or self._hint, left_out, want)
         self._ranking = rank(self._indexes, self.view.live, self.view.turns, wish)
 
-    def _session(self) -> str:
+    def _session_name(self) -> str:
         assert self._key is not None
         if not self.request.session or not any(i.pool.pin_ttl_ms for i in self._indexes):
             return ""
@@ -173,20 +178,24 @@ class Admission:
         used = list(dict.fromkeys(c.pool for c in candidates))
         slots = {position: i + 1 for i, position in enumerate(used)}
         pools = [self._indexes[p].pool for p in used]
-        versions = [(f"{KEY}/{key.id}", key.version), *((f"{POOL}/{p.id}", p.version) for p in pools)]
-        versions += [(f"{ACCOUNT}/{c.account.id}", c.account.version) for c in candidates]
+        versions: list[tuple[str, str]] = []
+        if self._stale_rounds >= _MOST_LOST_RACES:
+            versions = [(f"{KEY}/{key.id}", key.version), *((f"{POOL}/{p.id}", p.version) for p in pools)]
+            versions += [(f"{ACCOUNT}/{c.account.id}", c.account.version) for c in candidates]
         pin_state = self._ranking.pin_state or "gone"
         if self._again_with and self._again_with != self._hint:
             pin_state = "elsewhere"
         fields: dict[str, Any] = {
             "id": lease_id(r.request_id, self._attempt), "key": key.id, "owner": key.owner,
             "attempt": self._attempt, "tried": self._tried,
+            "version": str(self.view.snapshot.version),
             "names": [n for n, _ in versions], "versions": [v for _, v in versions],
             "life": key.lifetime_ms, "most": key.concurrency, "counts": int(counts and self._attempt == 1),
             "limits": limits, "usual": usual, "worst": worst, "sizes": sizes,
             "cands": [self._candidate(c, slots[c.pool], limits, counts=counts) for c in candidates],
             "pools": [(p.id, self._pin_ttl(p)) for p in pools],
-            "session": self._session(), "hint": self._hint or "", "hint_state": pin_state,
+            "session": self._session, "pin_ttl": self._pin_ttl(pools[0]),
+            "hint": self._hint or "", "hint_state": pin_state,
             "refuse": int(self._pinned_pool_refuses()), "bound": int(r.state_bound),
         }
         self._offered = candidates
@@ -244,6 +253,7 @@ class Admission:
             self._granted_before(answer[1])
         elif kind == b"stale":
             self.stale = True
+            self._stale_rounds += 1
         elif kind == b"pin":
             self._hint = answer[1].decode()
             self.replan(now_ms)
@@ -281,9 +291,8 @@ class Admission:
         self.view.turns.took(pool.id, account)
         if first and self._failed is None:
             self.remember_first_use_ms = self._now_ms
-        session = self._session()
-        if session and pin in (b"new", b"moved"):
-            self.view.pins.put(session, account.id)
+        if self._session and pin in (b"new", b"moved"):
+            self.view.pins.put(self._session, account.id)
         reason = "pinned" if pin == b"hit" else pool.strategy
         self._finish(
             Grant(
@@ -375,9 +384,10 @@ class Admission:
         self._set_operation(
             {
                 "id": lease_id(self.request.request_id, self._attempt), "key": head.key_id, "owner": head.owner,
-                "attempt": self._attempt, "tried": self._tried, "names": [], "versions": [], "life": 0, "most": 0,
+                "attempt": self._attempt, "tried": self._tried, "version": str(self.view.snapshot.version),
+                "names": [], "versions": [], "life": 0, "most": 0,
                 "counts": 0, "limits": (), "usual": (0, 0), "worst": (0, 0), "sizes": (0, 0), "cands": [], "pools": [],
-                "session": "", "hint": "", "hint_state": "", "refuse": 0, "bound": 0,
+                "session": "", "pin_ttl": 0, "hint": "", "hint_state": "", "refuse": 0, "bound": 0,
             },
             last=True,
         )

@@ -48,10 +48,11 @@ class Candidate(msgspec.Struct, array_like=True, frozen=True):
 class Take(msgspec.Struct, tag_field="op", tag="admit", kw_only=True):
     """Admit a request to the first candidate that has room.
 
-    `names` and `versions` are the objects that the decision rests on. `counts`: 1 where the request counts against
-    request limits. `usual` and `worst` are (tokens, cost) to reserve. `sizes` are (input, output tokens) for accounts'
-    caps. `session` is the pin's name; `hint` the pinned account as far as known, with `hint_state` saying why it is no
-    candidate (elsewhere: serve elsewhere and leave the pin; anything else moves or refuses it).
+    `version` is the registry's as the caller knows it; where `names` are given, their `versions` decide instead.
+    `counts`: 1 where the request counts against request limits. `usual` and `worst` are (tokens, cost) to reserve,
+    `sizes` (input, output tokens) for accounts' caps. `session` is the pin's name; `hint` the pinned account as far as
+    known, with `hint_state` saying why it is no candidate (elsewhere: serve elsewhere and leave the pin; anything else
+    moves or refuses it).
     """
 
     id: str
@@ -59,6 +60,7 @@ class Take(msgspec.Struct, tag_field="op", tag="admit", kw_only=True):
     owner: str
     attempt: int
     tried: tuple[str, ...]
+    version: str
     names: list[str]
     versions: list[str]
     life: int
@@ -71,6 +73,7 @@ class Take(msgspec.Struct, tag_field="op", tag="admit", kw_only=True):
     cands: list[Candidate]
     pools: list[tuple[str, int]]
     session: str
+    pin_ttl: int
     hint: str
     hint_state: str
     refuse: int
@@ -138,6 +141,11 @@ class HealthRecord(msgspec.Struct, rename={
 
 _decode_head = msgspec.msgpack.Decoder(Head).decode
 decode_health: Final = msgspec.msgpack.Decoder(HealthRecord).decode
+
+
+def measures_amounts(head: Head) -> bool:
+    """Whether any counter that the lease is charged to counts tokens or cost."""
+    return any(c[4] >= 0 or c[5] >= 0 for c in head.charges)
 
 
 def read_token(token: bytes) -> tuple[Head, bytes]:

@@ -4,7 +4,7 @@ import random
 from typing import Final
 
 from signalbox.scheduler.domain.admission import COUNT_TOKENS
-from signalbox.scheduler.domain.operations import NEVER_MS, Head, Reap, Settle, read_token
+from signalbox.scheduler.domain.operations import NEVER_MS, Head, Reap, Settle, measures_amounts, read_token
 from signalbox.scheduler.domain.policies import model_class
 from signalbox.scheduler.domain.view import View
 from signalbox.v1.common_pb2 import OUTCOME_CLIENT_GONE, OUTCOME_OK, TokenUsage, Window
@@ -32,10 +32,12 @@ def settlement(view: View, request: SettleRequest) -> Settle:
     """Return the operation that settles a lease. Raises ValueError for a token that is none."""
     head, blob = read_token(request.lease_token)
     asked = AdmitRequest.FromString(blob)
-    taken, given, cost = _facts(view, head, asked, request.usage, request.served_model, content=request.had_content)
+    taken, given, cost = 0, 0, 0
+    if measures_amounts(head):
+        taken, given, cost = _facts(view, head, asked, request.usage, request.served_model, content=request.had_content)
+        if request.outcome == OUTCOME_OK and asked.route != COUNT_TOKENS:
+            view.estimates.learn(head.key_id, asked.model, (taken + given, cost))
     well = request.outcome == OUTCOME_OK or (request.outcome == OUTCOME_CLIENT_GONE and request.had_content)
-    if request.outcome == OUTCOME_OK and asked.route != COUNT_TOKENS:
-        view.estimates.learn(head.key_id, asked.model, (taken + given, cost))
     return Settle(
         id=request.lease_id, tokens=taken + given, cost=cost, input=taken, output=given,
         effect=_effect(request.effect), ok=int(well), gateway=asked.gateway_id,

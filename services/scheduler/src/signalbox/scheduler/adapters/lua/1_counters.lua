@@ -5,16 +5,13 @@
 -- Fields: p the newest bucket, or the start of the calendar period; o the oldest bucket that holds something;
 -- u1..u3 used and r1..r3 reserved in the whole period; u1:<bucket> and so on in one bucket.
 -- Dimensions: 1 requests; 2 tokens (accounts: input tokens); 3 nano-dollars (accounts: output tokens).
--- All numbers are integers below 2^53, which doubles hold exactly.
+-- All numbers are integers below 2^53, which doubles hold exactly and redis.call writes with 17 digits. Buckets and
+-- milliseconds have fewer than 14, so that they may also be joined to names.
 
 local BUCKETS = 60
 local WIDTH_MS = {Minute = 1000, Hour = 60000}
 local DAY_MS = 86400000
 local DIMENSIONS = 3
-
-local function whole(number)
-  return string.format('%.0f', number)
-end
 
 -- First day of the month that holds `day` (both counted from 1970-01-01), by the proleptic Gregorian calendar.
 local function month_start(day)
@@ -68,18 +65,18 @@ local function slide(c)
 end
 
 local function store_sums(c)
-  local pairs_ = {'p', whole(c.slot), 'o', c.o and whole(c.o) or ''}
+  local pairs_ = {'p', c.slot, 'o', c.o or ''}
   for dim = 1, DIMENSIONS do
     for _, kind in ipairs({'u', 'r'}) do
       pairs_[#pairs_ + 1] = kind .. dim
-      pairs_[#pairs_ + 1] = whole(c[kind][dim])
+      pairs_[#pairs_ + 1] = c[kind][dim]
     end
   end
   redis.call('HSET', c.key, unpack(pairs_))
   if c.width then
     redis.call('PEXPIRE', c.key, (BUCKETS + 2) * c.width)
   elseif c.ends > 0 then
-    redis.call('PEXPIREAT', c.key, whole(c.ends))
+    redis.call('PEXPIREAT', c.key, c.ends)
   end
 end
 
@@ -121,13 +118,13 @@ local function add(c, dim, used, reserved)
     c.fresh = false
   elseif c.width and not c.o then
     c.o = c.slot
-    redis.call('HSET', c.key, 'o', whole(c.o))
+    redis.call('HSET', c.key, 'o', c.o)
   end
   for kind, amount in pairs({u = used, r = reserved}) do
     if amount ~= 0 then
-      redis.call('HINCRBY', c.key, kind .. dim, whole(amount))
+      redis.call('HINCRBY', c.key, kind .. dim, amount)
       if c.width then
-        redis.call('HINCRBY', c.key, kind .. dim .. ':' .. whole(c.slot), whole(amount))
+        redis.call('HINCRBY', c.key, kind .. dim .. ':' .. c.slot, amount)
       end
       c[kind][dim] = c[kind][dim] + amount
     end
@@ -143,9 +140,9 @@ local function adjust(key, per, slot, dim, used, reserved)
   end
   for kind, amount in pairs({u = used, r = reserved}) do
     if amount ~= 0 then
-      redis.call('HINCRBY', key, kind .. dim, whole(amount))
+      redis.call('HINCRBY', key, kind .. dim, amount)
       if width then
-        redis.call('HINCRBY', key, kind .. dim .. ':' .. whole(slot), whole(amount))
+        redis.call('HINCRBY', key, kind .. dim .. ':' .. slot, amount)
       end
     end
   end

@@ -32,6 +32,16 @@ local function kept_out(raw, now, probe_runs)
   return nil, nil, true
 end
 
+-- Whether anything is kept out at all; usually nothing is, and nobody's records need be read.
+local anyone_out
+
+local function is_anyone_out()
+  if anyone_out == nil then
+    anyone_out = redis.call('EXISTS', RESTS, BENCHES) > 0
+  end
+  return anyone_out
+end
+
 local function take_probe(hash, field, raw, lease)
   if raw then
     local rec = cmsgpack.unpack(raw)
@@ -65,6 +75,7 @@ local function keep_out(hash, field, kind, reason, until_ms, jitter, lease, now)
     rec.u, rec.k, rec.w = until_ms, kind, reason
   end
   rec.a = now
+  anyone_out = true
   redis.call('HSET', hash, field, cmsgpack.pack(rec))
 end
 

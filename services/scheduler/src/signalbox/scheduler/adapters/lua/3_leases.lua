@@ -4,15 +4,29 @@
 
 local LEASE_TTL_MS = 30000
 local TOMB_TTL_MS = 7200000
+local MOST_KNOWN_KEYS = 100000
 local FIRST_USES = 'sb:first'
 local VERSIONS = 'sb:versions'
 local DIRTY = 'sb:dirty' -- accounts by the time they last changed
 
+local registry_version -- of the running call
 local epoch, asked_ms, gateways_delivered -- of the running call; see batch.lua
+-- Keys that are known to have a first use in this epoch, so that it need not be looked up for each request.
+local known_first, known_first_count = {}, 0
+local touched -- accounts that the running call changed
+local LEASES, EXPIRY, NUMBERS -- leases and beat:<lease>; leases by their end; numbers in flight, k:<key> and a:<account>
 
 -- What lives and dies with an epoch: leases, numbers in flight, counters.
 local function own(name)
   return 'sb:' .. epoch .. ':' .. name
+end
+
+local function use_epoch(id)
+  if id ~= epoch then
+    epoch = id
+    LEASES, EXPIRY, NUMBERS = own('leases'), own('expiry'), own('n')
+    known_first, known_first_count = {}, 0
+  end
 end
 
 local function read_token(token)
@@ -27,7 +41,7 @@ local function write_token(head, request)
 end
 
 local function lease_runs(id)
-  return redis.call('HEXISTS', own('leases'), id) == 1
+  return redis.call('HEXISTS', LEASES, id) == 1
 end
 
 -- ------------------------------------------------------------------------------------------------ limits of the key
@@ -90,9 +104,15 @@ end
 
 -- ------------------------------------------------------------------------------------------------ choosing an account
 
--- What the candidates' health records and numbers in flight are, read at once.
+-- The candidates' numbers in flight and health records, read at once.
 local function read_candidates(q)
   local numbers, rests, benches = {}, {}, {}
+  if not is_anyone_out() then
+    for i, cand in ipairs(q.cands) do
+      numbers[i] = 'a:' .. cand[1]
+    end
+    return redis.call('HMGET', NUMBERS, unpack(numbers)), {}, {}
+  end
   for i, cand in ipairs(q.cands) do
     local account, group, class = cand[1], cand[2], cand[6]
     numbers[i] = 'a:' .. account
@@ -100,7 +120,7 @@ local function read_candidates(q)
     rests[2 * i - 1] = group
     rests[2 * i] = rest_field(group, class)
   end
-  return redis.call('HMGET', own('n'), unpack(numbers)),
+  return redis.call('HMGET', NUMBERS, unpack(numbers)),
     redis.call('HMGET', RESTS, unpack(rests)),
     redis.call('HMGET', BENCHES, unpack(benches))
 end
@@ -109,7 +129,8 @@ end
 local function unusable(q, i, known, now)
   local cand = q.cands[i]
   local probes = false
-  for _, raw in ipairs({known.benches[i], known.rests[2 * i - 1], cand[6] ~= '' and known.rests[2 * i]}) do
+  for record = 1, 3 do
+    local raw = record == 1 and known.benches[i] or record > 1 and known.rests[2 * i - 3 + record]
     local reason, until_ms, probe = kept_out(raw, now, lease_runs)
     if reason then
       return reason, until_ms
@@ -151,10 +172,20 @@ local function position(cands, account)
   return nil
 end
 
+-- The pinned account, its pin renewed; whoever talks keeps the pin alive, wherever the request is served.
+local function read_pin(q)
+  if q.session == '' then
+    return nil
+  elseif q.pin_ttl == 0 then
+    return redis.call('GET', 'sb:pin:' .. q.session)
+  end
+  return redis.call('GETEX', 'sb:pin:' .. q.session, 'PX', q.pin_ttl)
+end
+
 -- Chooses: a table {index, pin note, probes} or a finished answer. Pin notes: '', hit, new, moved, full.
 local function choose(q, known, now)
   local note, skip, pin_reason, pin_until = '', nil, nil, 0
-  local pinned = q.session ~= '' and redis.call('GET', 'sb:pin:' .. q.session)
+  local pinned = read_pin(q)
   if q.session ~= '' then
     note = 'new'
   end
@@ -200,21 +231,18 @@ end
 
 local function keep_pin(q, pool, account, note)
   local ttl = pool[2]
-  if q.session == '' or ttl == 0 or note == 'full' then
-    return
-  end
-  if note == 'hit' then
-    redis.call('PEXPIRE', 'sb:pin:' .. q.session, ttl)
-  else
+  if ttl > 0 and (note == 'new' or note == 'moved') then
     redis.call('SET', 'sb:pin:' .. q.session, account, 'PX', ttl)
   end
 end
 
 -- ------------------------------------------------------------------------------------------------ admit
 
+-- Whether something that the decision rests on has changed since. Usually the whole registry has not; a caller that
+-- keeps losing that race names the objects that matter.
 local function is_stale(q)
   if #q.names == 0 then
-    return nil
+    return registry_version ~= q.version and 'registry' or nil
   end
   local current = redis.call('HMGET', VERSIONS, unpack(q.names))
   for i, version in ipairs(q.versions) do
@@ -223,6 +251,16 @@ local function is_stale(q)
     end
   end
   return nil
+end
+
+local function note_first_use(key)
+  if known_first[key] then
+    return
+  end
+  if known_first_count >= MOST_KNOWN_KEYS then
+    known_first, known_first_count = {}, 0
+  end
+  known_first[key], known_first_count = true, known_first_count + 1
 end
 
 -- Commits the choice and returns the grant.
@@ -257,20 +295,21 @@ local function grant(q, picked, known, counters, kept, request, now)
     end
   end
   if not kept then
-    redis.call('HINCRBY', own('n'), 'k:' .. q.key, 1)
+    redis.call('HINCRBY', NUMBERS, 'k:' .. q.key, 1)
   end
-  local running = redis.call('HINCRBY', own('n'), 'a:' .. account, 1)
-  redis.call('HSET', own('leases'), q.id, token)
-  redis.call('ZADD', own('expiry'), now + LEASE_TTL_MS, q.id)
-  redis.call('ZADD', DIRTY, now, account)
+  local running = redis.call('HINCRBY', NUMBERS, 'a:' .. account, 1)
+  redis.call('HSET', LEASES, q.id, token)
+  redis.call('ZADD', EXPIRY, now + LEASE_TTL_MS, q.id)
+  touched[account] = now
   keep_pin(q, pool, account, note)
-  local first = known.first and 0 or redis.call('HSETNX', FIRST_USES, q.key, whole(now))
+  local first = known_first[q.key] and 0 or redis.call('HSETNX', FIRST_USES, q.key, now)
+  note_first_use(q.key)
   return {'grant', i, note, token, first, running, reports(counters)}
 end
 
 -- `kept`: the key's slot is already taken by this request.
 local function admit(q, request, now, kept)
-  local existing = redis.call('HGET', own('leases'), q.id)
+  local existing = redis.call('HGET', LEASES, q.id)
   if existing then
     return {'again', existing}
   end
@@ -278,11 +317,13 @@ local function admit(q, request, now, kept)
   if stale then
     return {'stale', stale}
   end
-  local first = tonumber(redis.call('HGET', FIRST_USES, q.key))
-  if q.life > 0 and first and now >= first + q.life then
-    return {'deny', 'expired', 0, 0, 0, {}}
+  if q.life > 0 then
+    local first = tonumber(redis.call('HGET', FIRST_USES, q.key))
+    if first and now >= first + q.life then
+      return {'deny', 'expired', 0, 0, 0, {}}
+    end
   end
-  if q.most > 0 and not kept and (tonumber(redis.call('HGET', own('n'), 'k:' .. q.key)) or 0) >= q.most then
+  if q.most > 0 and not kept and (tonumber(redis.call('HGET', NUMBERS, 'k:' .. q.key)) or 0) >= q.most then
     return {'deny', 'concurrency', 0, now + 1000, 0, {}}
   end
   local counters = open_limits(q, q.limits, now)
@@ -293,7 +334,7 @@ local function admit(q, request, now, kept)
   if #q.cands == 0 then
     return {'none'}
   end
-  local known = {caps = {}, extras = {}, first = first}
+  local known = {caps = {}, extras = {}}
   known.numbers, known.rests, known.benches = read_candidates(q)
   local picked, answer = choose(q, known, now)
   if not picked then
@@ -305,15 +346,14 @@ end
 -- ------------------------------------------------------------------------------------------------ settle
 
 local function drop_lease(id)
-  redis.call('HDEL', own('leases'), id)
-  redis.call('ZREM', own('expiry'), id)
-  redis.call('HDEL', own('beats'), id)
+  redis.call('HDEL', LEASES, id, 'beat:' .. id)
+  redis.call('ZREM', EXPIRY, id)
 end
 
 local function free_slot(field)
-  local left = redis.call('HINCRBY', own('n'), field, -1)
+  local left = redis.call('HINCRBY', NUMBERS, field, -1)
   if left < 0 then
-    redis.call('HSET', own('n'), field, 0)
+    redis.call('HSET', NUMBERS, field, 0)
   end
   return math.max(left, 0)
 end
@@ -378,7 +418,7 @@ end
 
 -- Ends a lease; `keep_slot` leaves the key's slot taken. Repeating it changes nothing.
 local function settle(q, token, now, keep_slot)
-  local stored = redis.call('HGET', own('leases'), q.id)
+  local stored = redis.call('HGET', LEASES, q.id)
   if not stored then
     return settle_unknown(q, read_token(token), now)
   end
@@ -397,7 +437,7 @@ local function settle(q, token, now, keep_slot)
   if apply_effect(head, q.effect, q.ok == 1, now) then
     announce(head.account)
   end
-  redis.call('ZADD', DIRTY, now, head.account)
+  touched[head.account] = now
   if #q.windows > 0 then
     redis.call('HSET', 'sb:windows:' .. head.group, unpack(q.windows))
   end
@@ -416,12 +456,12 @@ local function retry(q, token, request, now)
   local kind = answer[1]
   if kept and (kind == 'stale' or kind == 'pin' or (kind == 'none' and q.last == 0)) then
     redis.call('HSET', held, q.failed.id, q.key)
-    redis.call('ZADD', own('expiry'), now + LEASE_TTL_MS, q.failed.id)
+    redis.call('ZADD', EXPIRY, now + LEASE_TTL_MS, q.failed.id)
     return answer
   end
   if kept then
     redis.call('HDEL', held, q.failed.id)
-    redis.call('ZREM', own('expiry'), q.failed.id)
+    redis.call('ZREM', EXPIRY, q.failed.id)
     if kind ~= 'grant' and kind ~= 'again' then
       free_slot('k:' .. q.key)
     end
@@ -444,9 +484,9 @@ local function recreate(id, token, head, now)
       end
     end
   end
-  redis.call('HINCRBY', own('n'), 'k:' .. head.key, 1)
-  redis.call('HINCRBY', own('n'), 'a:' .. head.account, 1)
-  redis.call('HSET', own('leases'), id, token)
+  redis.call('HINCRBY', NUMBERS, 'k:' .. head.key, 1)
+  redis.call('HINCRBY', NUMBERS, 'a:' .. head.account, 1)
+  redis.call('HSET', LEASES, id, token)
   redis.call('HDEL', 'sb:' .. head.e .. ':leases', id)
 end
 
@@ -458,9 +498,9 @@ local function beat(q, token, progress, now)
     end
     recreate(q.id, token, head, now)
   end
-  redis.call('ZADD', own('expiry'), now + LEASE_TTL_MS, q.id)
+  redis.call('ZADD', EXPIRY, now + LEASE_TTL_MS, q.id)
   if progress ~= '' then
-    redis.call('HSET', own('beats'), q.id, progress)
+    redis.call('HSET', LEASES, 'beat:' .. q.id, progress)
   end
   return {'kept'}
 end
@@ -468,14 +508,14 @@ end
 -- Leases that nobody renewed: {id, token, last heartbeat} each. Held slots among them are freed at once.
 local function expired(q, now)
   local out = {}
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', own('expiry'), '-inf', now, 'LIMIT', 0, q.most)) do
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', EXPIRY, '-inf', now, 'LIMIT', 0, q.most)) do
     local key = redis.call('HGET', own('held'), id)
     if key then
       redis.call('HDEL', own('held'), id)
-      redis.call('ZREM', own('expiry'), id)
+      redis.call('ZREM', EXPIRY, id)
       free_slot('k:' .. key)
     else
-      out[#out + 1] = {id, redis.call('HGET', own('leases'), id), redis.call('HGET', own('beats'), id) or ''}
+      out[#out + 1] = {id, redis.call('HGET', LEASES, id), redis.call('HGET', LEASES, 'beat:' .. id) or ''}
     end
   end
   return out
@@ -483,7 +523,7 @@ end
 
 -- Settles a lease that is still expired and keeps its event until the ledger has it.
 local function reap(q, event, now)
-  local expires = tonumber(redis.call('ZSCORE', own('expiry'), q.id))
+  local expires = tonumber(redis.call('ZSCORE', EXPIRY, q.id))
   if not expires or expires > now then
     return {'renewed'}
   end

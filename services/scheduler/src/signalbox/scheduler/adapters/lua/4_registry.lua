@@ -11,7 +11,7 @@ local function is_fenced(q)
     return true
   end
   if q.fence > seen then
-    redis.call('HSET', 'sb:fences', q.writer, whole(q.fence))
+    redis.call('HSET', 'sb:fences', q.writer, q.fence)
   end
   return false
 end
@@ -31,7 +31,7 @@ local function put(q, object)
     return {'same'}
   end
   redis.call('HSET', 'sb:objects', member, object)
-  redis.call('HSET', VERSIONS, member, whole(log_change(member)))
+  redis.call('HSET', VERSIONS, member, log_change(member))
   redis.call('ZREM', GONE, member)
   if q.kind == 'ClaudeAccount' then
     redis.call('HDEL', BENCHES, q.id) -- a changed document is a reason to try again
@@ -72,7 +72,7 @@ local function changes(q)
   local anew = (q.after < floor or q.after > head) and 1 or 0
   local after = anew == 1 and 0 or q.after
   local out = {head, anew}
-  local members = redis.call('ZRANGEBYSCORE', LOG, '(' .. whole(after), '+inf', 'WITHSCORES', 'LIMIT', 0, q.most)
+  local members = redis.call('ZRANGEBYSCORE', LOG, '(' .. after, '+inf', 'WITHSCORES', 'LIMIT', 0, q.most)
   for i = 1, #members, 2 do
     out[#out + 1] = members[i]
     out[#out + 1] = members[i + 1]
@@ -95,7 +95,7 @@ local function remember(q)
   local hash = q.kind == 'first' and FIRST_USES or 'sb:since'
   local known = tonumber(redis.call('HGET', hash, q.name))
   if not known or q.at < known then
-    redis.call('HSET', hash, q.name, whole(q.at))
+    redis.call('HSET', hash, q.name, q.at)
   end
   return {'kept'}
 end
@@ -104,7 +104,7 @@ end
 local function since(q, now)
   local out = {}
   for i, name in ipairs(q.names) do
-    redis.call('HSETNX', 'sb:since', name, whole(now))
+    redis.call('HSETNX', 'sb:since', name, now)
     out[i] = tonumber(redis.call('HGET', 'sb:since', name))
   end
   return out
@@ -124,7 +124,7 @@ local function rebuild(q, now)
     end
     if c.width and slot >= c.slot - BUCKETS and (not c.o or slot < c.o) then
       c.o = slot
-      redis.call('HSET', c.key, 'o', whole(slot))
+      redis.call('HSET', c.key, 'o', slot)
     end
   end
   return {'rebuilt'}

@@ -24,7 +24,7 @@ end
 
 -- Begins a new epoch; heartbeats may recreate leases from now on, admission waits for `finish`.
 local function begin(q, now)
-  redis.call('HSET', 'sb:epoch', 'id', q.id, 'run', run_id(), 'state', 'recovering', 'asked', whole(now))
+  redis.call('HSET', 'sb:epoch', 'id', q.id, 'run', run_id(), 'state', 'recovering', 'asked', now)
   confirmed = q.id
   return {'recovering', q.id}
 end
@@ -78,12 +78,22 @@ redis.register_function('@FUNCTION@', function(_, args)
   local time = redis.call('TIME')
   local now = time[1] * 1000 + math.floor(time[2] / 1000)
   local e = redis.call('HMGET', 'sb:epoch', 'id', 'state', 'asked')
-  epoch, asked_ms = e[1], tonumber(e[3]) or 0
-  local sound = epoch and epoch == confirmed and epoch == args[1]
+  use_epoch(e[1] or '')
+  asked_ms, anyone_out, touched = tonumber(e[3]) or 0, nil, {}
+  registry_version = redis.call('GET', 'sb:version') or '0'
+  local sound = e[1] and e[1] == confirmed and e[1] == args[1]
   local answers = {now}
   for i = 2, #args, 3 do
     local fine, answer = pcall(run, cmsgpack.unpack(args[i]), now, sound, e[2] == 'open', args[i + 1], args[i + 2])
     answers[#answers + 1] = fine and answer or {'error', tostring(answer)}
+  end
+  local dirty = {}
+  for account, at in pairs(touched) do
+    dirty[#dirty + 1] = at
+    dirty[#dirty + 1] = account
+  end
+  if #dirty > 0 then
+    redis.call('ZADD', DIRTY, unpack(dirty))
   end
   return answers
 end)
