@@ -170,14 +170,16 @@ class Instance:
         return True
 
     async def _give_up_if_unusable(self) -> None:
-        """Raise StartupError for the first process that answers and says what it misses, or that is far too slow."""
-        for kept in self._kept:
-            if kept.ever_ready:
-                continue
-            missing = await kept.missing()
-            if "does not answer" not in missing.values() or self._elapsed_s() > _SLOW_AFTER_S:
-                raise StartupError(kept.spec.name, "; ".join(f"{need}: {why}" for need, why in missing.items()))
+        """Raise StartupError for the first process that says what it misses, or that is far too slow.
+
+        While some process does not answer at all, what others miss may be just that one: a busy machine takes its
+        time to import. A room that finds its own neighbours (Redis, the ledger) unusable ends by itself.
+        """
+        lacking = [(kept.spec.name, await kept.missing()) for kept in self._kept if not kept.ever_ready]
+        if any("does not answer" in missing.values() for _, missing in lacking) and self._elapsed_s() < _SLOW_AFTER_S:
             return
+        for name, missing in lacking:
+            raise StartupError(name, "; ".join(f"{need}: {why}" for need, why in missing.items()))
         if self._watcher is not None and self._watcher.failure:
             raise StartupError("documents", self._watcher.failure)
 
