@@ -254,6 +254,17 @@ def redis_server(directory: Path) -> Iterator[RedisServer]:
     server.kill()
 
 
+@pytest.fixture(scope="module")
+def module_server() -> Iterator[RedisServer]:
+    """A server of a whole module, for tests that flush it."""
+    directory = Path(tempfile.mkdtemp(prefix="sbx"))
+    server = RedisServer(directory)
+    server.start()
+    yield server
+    server.kill()
+    shutil.rmtree(directory, ignore_errors=True)
+
+
 @pytest.fixture
 async def stage(directory: Path, redis_server: RedisServer) -> AsyncIterator[Schedulers]:
     ledger = Ledger()

@@ -220,7 +220,7 @@ class _Work:
             ).SerializeToString()
 
         def renewed(answer: list[Any], _: int) -> None:
-            if answer[0] == b"lost":
+            if answer[0] == b"gone":
                 response.lost.append(beat.lease_id)
 
         self._add({"op": "beat", "id": beat.lease_id}, token, progress, renewed)

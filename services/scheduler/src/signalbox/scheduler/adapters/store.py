@@ -30,8 +30,10 @@ class LostState(Exception):
     """Redis does not hold the epoch that this scheduler confirmed: it restarted, was flushed or replaced."""
 
 
-def _library() -> tuple[str, str]:
-    """Return the functions' source and the name of the one to call; both carry the source's digest."""
+def library() -> tuple[str, str]:
+    """Return the functions' source and the name of the one to call. The name carries the source's digest, so that
+    schedulers of two versions can share a Redis.
+    """
     parts = sorted(files("signalbox.scheduler.adapters").joinpath("lua").iterdir(), key=lambda p: p.name)
     source = "\n".join(p.read_text() for p in parts if p.name.endswith(".lua"))
     name = "signalbox_" + hashlib.sha256(source.encode()).hexdigest()[:12]
@@ -62,7 +64,7 @@ class Store:
             retry=Retry(NoBackoff(), 0),
             **options,
         )
-        self._source, self._function = _library()
+        self._source, self._function = library()
         self.epoch = ""
         self._offset_ms = 0
 

@@ -380,8 +380,13 @@ local function charge(head, facts, counted, reserved)
   end
 end
 
+-- What was charged for a lease that a later word on it could charge again: reaped ones and those of earlier epochs.
 local function tombstone(id)
   return own('tomb:' .. id)
+end
+
+local function bury(q)
+  redis.call('SET', tombstone(q.id), cmsgpack.pack({q.tokens, q.cost, q.input, q.output}), 'PX', TOMB_TTL_MS)
 end
 
 -- Counters that a recreated lease or a late settlement is charged to may not exist yet.
@@ -412,7 +417,7 @@ local function settle_unknown(q, head, now)
   else
     return {'known'}
   end
-  redis.call('SET', tombstone(q.id), cmsgpack.pack({q.tokens, q.cost, q.input, q.output}), 'PX', TOMB_TTL_MS)
+  bury(q)
   return {'late'}
 end
 
@@ -433,6 +438,9 @@ local function settle(q, token, now, keep_slot)
     charge(head, {0, 0, 0, 0}, -1, true)
   else
     charge(head, {q.tokens, q.cost, q.input, q.output}, 0, true)
+  end
+  if head.e ~= epoch then
+    bury(q)
   end
   if apply_effect(head, q.effect, q.ok == 1, now) then
     announce(head.account)
@@ -494,7 +502,7 @@ local function beat(q, token, progress, now)
   if not lease_runs(q.id) then
     local head = read_token(token)
     if head.e == epoch or redis.call('EXISTS', tombstone(q.id)) == 1 then
-      return {'lost'}
+      return {'gone'}
     end
     recreate(q.id, token, head, now)
   end
@@ -528,7 +536,7 @@ local function reap(q, event, now)
     return {'renewed'}
   end
   settle(q, '', now, false)
-  redis.call('SET', tombstone(q.id), cmsgpack.pack({q.tokens, q.cost, q.input, q.output}), 'PX', TOMB_TTL_MS)
+  bury(q)
   redis.call('HSET', 'sb:orphans', q.id, event)
   return {'reaped'}
 end

@@ -1,0 +1,310 @@
+"""Redis flushed, killed and started again; gateways that die; what is lost is found again in the ledger."""
+
+import asyncio
+import contextlib
+import time
+from typing import Any
+
+import pytest
+
+from signalbox.v1 import scheduler_pb2 as pb
+from signalbox.v1 import usage_pb2 as up
+from signalbox.v1.common_pb2 import OUTCOME_ORPHANED, TokenUsage
+
+pytestmark = pytest.mark.slow
+
+
+class Gateway:
+    """One gateway's session: renews its leases and delivers its journal when asked, as the real one does."""
+
+    def __init__(self, stub: Any, name: str = "gateway-1") -> None:
+        self._call = stub.Session()
+        self._name = name
+        self.leases: list[pb.Grant] = []
+        self.asked: list[str] = []
+        self.batches: list[pb.SchedulerBatch] = []
+        self.delivers = True
+        self.deliver_first = asyncio.Event()
+        self.deliver_first.set()
+        self._reading: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> "Gateway":
+        await self._call.write(pb.GatewayBatch(hello=pb.Hello(gateway_id=self._name, protocol="v1")))
+        first = await self._call.read()
+        assert first.ByteSize() == 0
+        self._reading = asyncio.create_task(self._read())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._reading is not None
+        self._reading.cancel()
+        self._call.cancel()
+
+    async def _read(self) -> None:
+        async for batch in self._call:
+            self.batches.append(batch)
+            if batch.HasField("deliver_journal"):
+                self.asked.append(batch.deliver_journal.epoch)
+                if self.delivers:
+                    await self._deliver(batch.deliver_journal.epoch)
+
+    async def _deliver(self, epoch: str) -> None:
+        await self.deliver_first.wait()
+        await self.send(
+            heartbeats=[pb.HeartbeatRequest(seq=1, leases=self.beats())], journal_delivered=pb.JournalDelivered(epoch=epoch),
+        )
+
+    def beats(self) -> list[pb.LeaseBeat]:
+        return [pb.LeaseBeat(lease_id=g.lease_id, lease_token=g.lease_token) for g in self.leases]
+
+    async def send(self, **fields: Any) -> None:
+        await self._call.write(pb.GatewayBatch(**fields))
+
+
+def bucket(requests: int, tokens: int = 0, cost: int = 0, age_ms: int = 5_000) -> up.CounterBucket:
+    start = time.time_ns() // 1_000_000 - age_ms
+    return up.CounterBucket(
+        key_id="default/ada", model="claude-sonnet-4-5", start_ms=start - start % 1_000, width_ms=1_000, requests=requests,
+        tokens=tokens, cost_nano_usd=cost,
+    )
+
+
+async def serving(stage, make, **key: Any) -> Any:
+    stub = await stage.add()
+    await stage.put(make.account("a"), make.account("b"), make.pool("default", "a", "b"), make.key("ada", **key))
+    return stub
+
+
+async def looked(stub, make) -> pb.InspectResponse:
+    return await stub.Inspect(pb.InspectRequest(key_hash=make.digest("ada"), with_limits=True), timeout=5)
+
+
+async def until_open(stub, make, limit_s: float = 15.0) -> pb.AdmitResponse:
+    """Return the first answer that is not scheduler_unavailable."""
+    end = time.monotonic() + limit_s
+    while True:
+        answer = await stub.Admit(make.ask("ada"), timeout=5)
+        if answer.denial.error_code != "scheduler_unavailable":
+            return answer
+        assert answer.denial.retry_after_ms > 0
+        assert time.monotonic() < end, "admission did not resume"
+        await asyncio.sleep(0.05)
+
+
+async def eventually(check, limit_s: float = 10.0) -> None:
+    end = time.monotonic() + limit_s
+    while not check():
+        assert time.monotonic() < end
+        await asyncio.sleep(0.05)
+
+
+async def test_a_flush_is_healed_from_the_ledger(stage, make):
+    limits = [make.limit("Minute", requests=10), make.limit("Day", tokens=1000), make.limit("Month", costUSD="1")]
+    stub = await serving(stage, make, limits=limits)
+    first_used_ms = int(time.time() * 1000) - 86_400_000
+    stage.ledger.facts[up.Fact.FIRST_USE, "default/ada", ""] = up.Fact(
+        kind=up.Fact.FIRST_USE, key_id="default/ada", at_ms=first_used_ms,
+    )
+    stage.ledger.counters = [bucket(4, 300, 200_000_000), bucket(3, 50, 1, age_ms=90_000)]
+    stage.redis.cli("FLUSHALL")
+    answer = await until_open(stub, make)
+    assert answer.HasField("grant")
+    state = await looked(stub, make)
+    minute, day, month = state.limits
+    assert minute.requests.used == 4 + 1
+    assert day.tokens.used == 350
+    assert month.cost_nano_usd.used == 200_000_001
+    assert state.first_used_at_ms == first_used_ms
+
+
+async def test_the_documents_are_put_again_by_whoever_knows_them(stage, make):
+    stub = await serving(stage, make)
+    stage.redis.cli("FLUSHALL")
+    assert (await until_open(stub, make)).HasField("grant")
+    listed = await stub.ListObjects(pb.ListObjectsRequest(), timeout=5)
+    assert len(listed.objects) == 4
+
+
+async def test_open_attempts_count_again_after_a_flush(stage, make):
+    limits = [make.limit("Minute", requests=3), make.limit("Day", tokens=1_000_000, admission="Strict")]
+    stub = await serving(stage, make, limits=limits, concurrency=2)
+    async with Gateway(stub) as gateway:
+        gateway.leases = [(await stub.Admit(make.ask("ada"), timeout=5)).grant for _ in range(2)]
+        reserved = (await looked(stub, make)).limits[1].tokens.reserved
+        stage.redis.cli("FLUSHALL")
+        assert (await until_open(stub, make)).denial.error_code == "key_limit_concurrency"
+        state = await looked(stub, make)
+        assert (state.in_flight, state.limits[0].requests.used, state.limits[1].tokens.reserved) == (2, 2, reserved)
+        usage = TokenUsage(input_tokens=70, output_tokens=7)
+        for grant in gateway.leases:
+            for _ in range(2):
+                await stub.Settle(make.ended(grant, usage=usage, duration_ms=60_000), timeout=5)
+        state = await looked(stub, make)
+        assert (state.in_flight, state.limits[1].tokens.used, state.limits[1].tokens.reserved) == (0, 154, 0)
+        assert len(gateway.asked) == 1
+
+
+async def test_an_attempt_that_the_ledger_had_is_not_counted_again(stage, make):
+    """Its settlement was still on the way when Redis lost everything."""
+    stub = await serving(stage, make, limits=[make.limit("Day", requests=10, tokens=1000)])
+    async with Gateway(stub):
+        grant = (await stub.Admit(make.ask("ada"), timeout=5)).grant
+        await asyncio.sleep(0.5)
+        stage.ledger.counters = [bucket(1, 77)]
+        stage.redis.cli("FLUSHALL")
+        await eventually(lambda: stage.redis.cli("HGET", "sb:epoch", "state") == "open")
+        await asyncio.wait_for(stage.rooms[0].gate.wait_open(), 5)
+        await stub.Settle(make.ended(grant, usage={"input_tokens": 77}, duration_ms=50), timeout=5)
+        [day] = (await looked(stub, make)).limits
+        assert (day.requests.used, day.tokens.used) == (1, 77)
+
+
+async def test_an_attempt_that_ended_after_the_ledger_was_asked_is_counted(stage, make):
+    stub = await serving(stage, make, limits=[make.limit("Day", requests=10, tokens=1000)])
+    async with Gateway(stub):
+        grant = (await stub.Admit(make.ask("ada"), timeout=5)).grant
+        stage.redis.cli("FLUSHALL")
+        await eventually(lambda: stage.redis.cli("HGET", "sb:epoch", "state") == "open")
+        await asyncio.wait_for(stage.rooms[0].gate.wait_open(), 5)
+        settle = make.ended(grant, usage={"input_tokens": 77}, duration_ms=60_000)
+        for _ in range(2):
+            await stub.Settle(settle, timeout=5)
+        [day] = (await looked(stub, make)).limits
+        assert (day.requests.used, day.tokens.used) == (1, 77)
+
+
+async def test_admission_waits_for_the_journals_but_not_for_ever(stage, make):
+    stub = await serving(stage, make)
+    async with Gateway(stub) as gateway:
+        gateway.delivers = False
+        stage.redis.cli("FLUSHALL")
+        began = time.monotonic()
+        await until_open(stub, make)
+        assert 0.4 < time.monotonic() - began < 3.0
+        assert len(gateway.asked) == 1
+
+
+async def test_every_schedulers_gateways_are_asked(stage, make):
+    one = await serving(stage, make)
+    two = await stage.add(journal_wait_s=5.0)
+    for room in stage.rooms:
+        assert room.gate.is_open
+    async with Gateway(one, "g1") as g1, Gateway(two, "g2") as g2:
+        stage.redis.cli("FLUSHALL")
+        await asyncio.gather(until_open(one, make), until_open(two, make))
+        assert g1.asked == g2.asked
+        assert len(g1.asked) == 1
+
+
+@pytest.mark.parametrize("flush", [False, True], ids=["restart", "restart and flush"])
+async def test_a_killed_redis_comes_back_with_its_counts(stage, make, flush):
+    stub = await serving(stage, make, limits=[make.limit("Hour", requests=5)])
+    for _ in range(3):
+        grant = (await stub.Admit(make.ask("ada"), timeout=5)).grant
+        await stub.Settle(make.ended(grant), timeout=5)
+    stage.redis.kill()
+    denied = (await stub.Admit(make.ask("ada"), timeout=10)).denial
+    assert denied.error_code == "scheduler_unavailable"
+    with contextlib.suppress(Exception):
+        assert (await looked(stub, make)).denial.error_code == "scheduler_unavailable"
+    stage.ledger.counters = [bucket(3)]
+    stage.redis.start()
+    if flush:
+        stage.redis.cli("FLUSHALL")
+    assert (await until_open(stub, make, 30)).HasField("grant")
+    assert (await looked(stub, make)).limits[0].requests.used == 4
+
+
+async def test_settles_wait_until_they_can_be_applied(stage, make):
+    stub = await serving(stage, make, concurrency=1)
+    async with Gateway(stub) as gateway:
+        gateway.leases = [(await stub.Admit(make.ask("ada"), timeout=5)).grant]
+        [grant] = gateway.leases
+        stage.redis.kill()
+        await gateway.send(settles=[make.ended(grant, seq=9)])
+        await asyncio.sleep(0.5)
+        assert not any(b.settles for b in gateway.batches)
+        stage.redis.start()
+        await eventually(lambda: any(s.seq == 9 for b in gateway.batches for s in b.settles), 30)
+        assert (await until_open(stub, make, 30)).HasField("grant")
+
+
+async def test_pins_survive_a_restart_of_redis(stage, make):
+    stub = await serving(stage, make)
+    session = {"session": b"0123456789abcdef"}
+    first = (await stub.Admit(make.ask("ada", **session), timeout=5)).grant
+    await asyncio.sleep(1.2)  # the append-only file is synced every second
+    stage.redis.kill()
+    stage.redis.start()
+    await until_open(stub, make, 30)
+    again = (await stub.Admit(make.ask("ada", **session), timeout=5)).grant
+    assert again.account_id == first.account_id
+
+
+def expire(stage, lease_id: str) -> None:
+    [name] = stage.redis.keys("sb:*:expiry")
+    stage.redis.cli("ZADD", name, "1", lease_id)
+
+
+async def test_a_lease_that_nobody_renews_becomes_an_orphan(stage, make):
+    stub = await serving(stage, make, limits=[make.limit("Day", requests=10, tokens=1000)], concurrency=1)
+    request = make.ask("ada", stream=True, client="ClaudeCode")
+    grant = (await stub.Admit(request, timeout=5)).grant
+    beat = pb.LeaseBeat(
+        lease_id=grant.lease_id, lease_token=grant.lease_token, usage=TokenUsage(input_tokens=40, output_tokens=1),
+        output_tokens=12, served_model="claude-sonnet-4-5",
+    )
+    await stub.Heartbeat(pb.HeartbeatRequest(leases=[beat]), timeout=5)
+    expire(stage, grant.lease_id)
+    await eventually(lambda: bool(stage.ledger.events))
+    [event] = stage.ledger.events
+    assert (event.request_id, event.attempt, event.outcome, event.estimated) == (request.request_id, 1, OUTCOME_ORPHANED, True)
+    assert (event.usage.input_tokens, event.usage.output_tokens, event.had_content) == (40, 12, True)
+    assert (event.key_id, event.owner, event.account_id, event.client, event.streamed) == (
+        "default/ada", "ada@example.com", grant.account_id, "ClaudeCode", True,
+    )
+    assert event.admitted_at_ms == grant.admitted_at_ms
+    state = await looked(stub, make)
+    assert (state.in_flight, state.limits[0].requests.used, state.limits[0].tokens.used) == (0, 1, 52)
+    await eventually(lambda: stage.redis.cli("HLEN", "sb:orphans") == "0")
+    # The gateway was only slow: what it says is believed, once.
+    for _ in range(2):
+        await stub.Settle(make.ended(grant, usage={"input_tokens": 40, "output_tokens": 30}), timeout=5)
+    state = await looked(stub, make)
+    assert (state.in_flight, state.limits[0].tokens.used) == (0, 70)
+    answer = await stub.Heartbeat(pb.HeartbeatRequest(leases=[beat]), timeout=5)
+    assert answer.lost == [grant.lease_id]
+
+
+async def test_a_renewed_lease_is_not_reaped(stage, make):
+    stub = await serving(stage, make, concurrency=1)
+    grant = (await stub.Admit(make.ask("ada"), timeout=5)).grant
+    beat = pb.LeaseBeat(lease_id=grant.lease_id, lease_token=grant.lease_token)
+    [name] = stage.redis.keys("sb:*:expiry")
+    before = float(stage.redis.cli("ZSCORE", name, grant.lease_id))
+    assert before == grant.admitted_at_ms + 30_000
+    await asyncio.sleep(0.05)
+    await stub.Heartbeat(pb.HeartbeatRequest(leases=[beat]), timeout=5)
+    assert float(stage.redis.cli("ZSCORE", name, grant.lease_id)) > before
+    await asyncio.sleep(0.6)
+    assert stage.ledger.events == []
+
+
+async def test_nothing_is_left_behind(stage, make):
+    """Leases, slots and reservations of settled requests leave no trace that grows."""
+    stub = await serving(stage, make, limits=[make.limit("Day", tokens=10_000_000)])
+    for _ in range(30):
+        grant = (await stub.Admit(make.ask("ada"), timeout=5)).grant
+        await stub.Heartbeat(
+            pb.HeartbeatRequest(leases=[
+                pb.LeaseBeat(lease_id=grant.lease_id, lease_token=grant.lease_token, output_tokens=5),
+            ]), timeout=5,
+        )
+        second = (await stub.Retry(pb.RetryRequest(failed=make.ended(grant, had_content=False)), timeout=5)).grant
+        await stub.Settle(make.ended(second), timeout=5)
+    assert stage.redis.keys("sb:*:leases") == []
+    assert stage.redis.keys("sb:*:expiry") == []
+    assert stage.redis.keys("sb:*:held") == []
+    assert (await looked(stub, make)).limits[0].tokens.reserved == 0
+    listed = await stub.ListObjects(pb.ListObjectsRequest(kinds=["ClaudeAccount"], with_status=True), timeout=5)
+    assert [o.account.in_flight for o in listed.objects] == [0, 0]
