@@ -1,0 +1,117 @@
+"""Invariant 1, every attempt is accounted once: each room killed, stopped, wiped or locked out under mixed load.
+
+After each fault the provider's truth, the ledger, the counters and what callers saw must agree to the token and the
+nano-dollar. Which codes callers may see meanwhile, and how soon all is well again, is checked along the way.
+"""
+
+import os
+import signal
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support.load import Load
+from tests.support.rig import (
+    LOAD_S,
+    ORPHAN_LIMIT_S,
+    RESTART_LIMIT_S,
+    SEEDS,
+    SERVICE_LIMIT_S,
+    SLACK_S,
+    Rig,
+    redis_command,
+    stopped,
+)
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+
+HELD_S = 5.0
+OUTAGE_S = 4.0
+
+
+@pytest.fixture(scope="module")
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    with Rig(tmp_path_factory.mktemp("i1")) as made:
+        yield made
+
+
+@contextmanager
+def under_load(rig: Rig, seed: int, what: str, *, gateway_dies: bool = False) -> Iterator[tuple[Load, float]]:
+    """Run the body, which breaks something, amid load; then see the callers served again and everything agree."""
+    with rig.load(seed) as load:
+        held = load.hold(4, for_s=LOAD_S + HELD_S)
+        time.sleep(LOAD_S)
+        broken_s = time.monotonic()
+        yield load, broken_s
+        back_s = rig.wait_serving(load, broken_s)
+        time.sleep(LOAD_S / 2)
+        streams = [stream.result(60) for stream in held]
+    saw = rig.check_callers(load.seen, connections_may_break=gateway_dies)
+    if not gateway_dies:
+        assert all(s.whole for s in streams), f"running streams were disturbed: {streams}"
+    found = rig.settled(by_s=max(broken_s + ORPHAN_LIMIT_S, time.monotonic() + 10) + SLACK_S)
+    print(f"\n{what}, seed {seed}: back after {back_s:.1f} s; callers {dict(saw)}; all so far {dict(found.counts)}")
+    assert back_s <= SERVICE_LIMIT_S
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_client_hang_ups_and_failing_attempts(rig: Rig, seed: int) -> None:
+    with rig.load(seed, hang_ups=0.5) as load:
+        time.sleep(LOAD_S * 2)
+    found = rig.settled(by_s=time.monotonic() + 10)
+    print(f"\nhang-ups, seed {seed}: {dict(found.counts)}")
+    assert found.counts["saw hung up"] > 10
+    assert found.counts["ledger client_gone"] > 0
+    assert found.counts["exact"] > found.counts["within bounds"]
+    rig.check_callers(load.seen)
+
+
+@pytest.mark.parametrize("room", ["scheduler", "usage", "token-refresher", "redis"])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_room_is_killed(rig: Rig, room: str, seed: int) -> None:
+    with under_load(rig, seed, f"{room} killed") as (_, broken_s):
+        old = rig.instance.kill(room)
+        took_s = rig.wait_restarted(room, old, broken_s)
+        assert took_s <= RESTART_LIMIT_S + SLACK_S
+
+
+@pytest.mark.parametrize(("room", "for_s"), [("scheduler", 6.5), ("usage", OUTAGE_S)])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_room_stands_still(rig: Rig, room: str, for_s: float, seed: int) -> None:
+    with under_load(rig, seed, f"{room} stopped for {for_s} s"), stopped(rig.instance.room_pids(room)):
+        time.sleep(for_s)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_redis_is_flushed(rig: Rig, seed: int) -> None:
+    with under_load(rig, seed, "Redis flushed"):
+        assert redis_command(rig.instance.data / "run" / "redis.sock", "FLUSHALL").startswith(b"+OK")
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_ledger_is_locked(rig: Rig, seed: int) -> None:
+    with under_load(rig, seed, f"ledger locked for {OUTAGE_S} s"), _locked(rig.instance.data / "ledger" / "ledger.db"):
+        time.sleep(OUTAGE_S)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_one_of_two_gateways_is_killed(rig: Rig, seed: int) -> None:
+    with under_load(rig, seed, "a gateway killed", gateway_dies=True) as (_, broken_s):
+        killed = rig.instance.room_pids("gateway")[0]
+        os.kill(killed, signal.SIGKILL)
+        rig.wait_restarted("gateway", [killed], broken_s)
+
+
+@contextmanager
+def _locked(database: Path) -> Iterator[None]:
+    connection = sqlite3.connect(database, timeout=10, isolation_level=None)
+    try:
+        connection.execute("BEGIN EXCLUSIVE")
+        yield
+        connection.execute("ROLLBACK")
+    finally:
+        connection.close()
