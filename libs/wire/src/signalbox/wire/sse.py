@@ -27,7 +27,7 @@ _PLAIN_DELTA = re.compile(
 )
 _DELTA_TEXT = re.compile(rb'"(?:text|thinking|partial_json)"\s*+:\s*+"((?:[^"\\]++|\\.)*+)"', re.DOTALL)
 # Frames without these words can only be content deltas, block ends and pings; a delta's text may hold one.
-_NOT_PLAIN = re.compile(rb"message_|error|content_block_start")
+_NOT_PLAIN = (b"message_", b"error", b"content_block_start")
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 _BOM = b"\xef\xbb\xbf"
 # The longest blank line is CR LF CR LF; its last byte may be still to come.
@@ -81,7 +81,8 @@ class StreamReader:
         if len(chunk) <= MAX_PLAIN_BYTES and self.content_seen and not self._partial:
             delta = _PLAIN_DELTA.fullmatch(chunk)
             if delta is not None:
-                self._add_delta(delta[1])
+                self._meter.content_after_report()
+                self.delta_bytes += _unescaped_length(delta[1])
                 return chunk
         return self._follow(chunk)
 
@@ -129,21 +130,20 @@ class StreamReader:
         return data
 
     def _read(self, data: bytes) -> None:
-        plain_runs = b"\r" not in data
+        marks = _Marks(data) if b"\r" not in data else None
         start = 0
         while start < len(data):
-            if self.content_seen and plain_runs:
-                start = self._measure_run(data, start)
+            if self.content_seen and marks is not None:
+                start = self._measure_run(data, start, marks.after(start))
             blank = _BLANK_LINE_AT_REST.search(data, start)
             if blank is None:
                 return
             self._read_frame(data[start : blank.start()])
             start = blank.end()
 
-    def _measure_run(self, data: bytes, start: int) -> int:
-        """Measure the content frames that follow one another at `start` at once; return where they end."""
-        other = _NOT_PLAIN.search(data, start)
-        end = data.rfind(b"\n\n", start, other.start() if other is not None else len(data)) + 2
+    def _measure_run(self, data: bytes, start: int, limit: int) -> int:
+        """Measure the content frames from `start` that end before `limit` at once; return where they end."""
+        end = data.rfind(b"\n\n", start, limit) + 2
         if end <= start + 1:
             return start
         self._measure(data[start:end])
@@ -170,12 +170,12 @@ class StreamReader:
             self.stopped = True
 
     def _measure(self, data: bytes) -> None:
-        for text in _DELTA_TEXT.findall(data):
-            self._add_delta(text)
-
-    def _add_delta(self, text: bytes) -> None:
+        texts = _DELTA_TEXT.findall(data)
+        if not texts:
+            return
         self._meter.content_after_report()
-        self.delta_bytes += _unescaped_length(text) if b"\\" in text else len(text)
+        escaped = b"\\" in data
+        self.delta_bytes += sum(map(_unescaped_length, texts)) if escaped else sum(map(len, texts))
 
     def _read_start(self, content: bytes) -> None:
         self.message_start_seen = True
@@ -234,6 +234,24 @@ class StreamReader:
         return data[: blank.end()] + self.feed(data[blank.end() :])
 
 
+class _Marks:
+    """Where in `data` the next frame may stand that is more than content; each word is looked for once."""
+
+    __slots__ = ("_data", "_next")
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._next = [-1] * len(_NOT_PLAIN)
+
+    def after(self, start: int) -> int:
+        """Return the place of the first such word from `start` on, or the end."""
+        for i, word in enumerate(_NOT_PLAIN):
+            if self._next[i] < start:
+                found = self._data.find(word, start)
+                self._next[i] = found if found >= 0 else len(self._data)
+        return min(self._next)
+
+
 def _last_boundary(data: bytes) -> int:
     """Return where the last complete frame ends, 0 if there is none."""
     if b"\r" not in data:
@@ -246,6 +264,10 @@ def _last_boundary(data: bytes) -> int:
 
 def _parse_frame(frame: bytes) -> tuple[str, bytes]:
     """Return a frame's event type and data. Without an `event:` line the type is the data's own."""
+    if frame.startswith(b"event: ") and frame.count(b"\n") == 1 and b"\r" not in frame:   # as the provider writes it
+        event, _, content = frame[7:].partition(b"\ndata: ")
+        if content:
+            return event.decode(errors="replace"), content
     event = b""
     data: list[bytes] = []
     for raw in _LINE_END.split(frame):
@@ -274,6 +296,8 @@ class _Typed(msgspec.Struct):
 
 
 def _unescaped_length(text: bytes) -> int:
+    if b"\\" not in text:
+        return len(text)
     try:
         return len(msgspec.json.decode(b'"' + text + b'"', type=str).encode())
     except (msgspec.DecodeError, UnicodeError):
