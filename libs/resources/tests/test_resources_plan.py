@@ -536,11 +536,12 @@ def test_key_that_gives_a_hash_up_goes_before_the_one_that_takes_it() -> None:
     assert puts == ["default/b", "default/a"]
 
 
-def test_changed_secret_is_one_action() -> None:
+def test_changed_secret_replaces_the_grant_and_has_the_account_tried_again() -> None:
     before = planned(account(), secret())
     after = planned(account(), secret(api_key="sk-ant-2"), before=before.state)
     actions = diff(after, before.revisions(), before.seed_versions())
-    assert [type(a) for a in actions] == [PutGrant]
+    assert [type(a) for a in actions] == [PutGrant, PutObject]
+    assert get(before, "ClaudeAccount", "acme").spec_json == get(after, "ClaudeAccount", "acme").spec_json
 
 
 NAMES = st.sampled_from(["a", "b", "c"])

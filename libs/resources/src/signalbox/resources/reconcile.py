@@ -62,7 +62,7 @@ def plan(loaded: LoadResult, previous: State, *, now: datetime, policy: Policy |
     grants: list[Grant] = []
     for account in world.accounts.values():
         compiled, condition, grant = _account(account, world)
-        objects.append(_object(account, compiled, condition, accepted))
+        objects.append(_object(account, compiled, condition, accepted, seed=grant.seed_version if grant else ""))
         grants += [grant] if grant else []
     objects += [_object(pool, *_pool(pool, world), accepted) for pool in world.pools.values()]
     taken: dict[str, str] = {}
@@ -316,7 +316,10 @@ def _next_change(world: _World) -> datetime | None:
     return min((t for t in times if t is not None and t > world.now), default=None)
 
 
-def _object(resource: Resource, compiled: Compiled, ready: Condition, accepted: Accepted) -> DesiredObject:
+def _object(
+    resource: Resource, compiled: Compiled, ready: Condition, accepted: Accepted, *, seed: str = "",
+) -> DesiredObject:
+    """Return the registry's object. A changed seed makes a new revision: the scheduler then tries the account again."""
     kind, metadata = type(resource).__name__, resource.metadata
     identity = Identity(kind, metadata.namespace, metadata.name)
     good = accepted.good.get(identity)
@@ -327,7 +330,7 @@ def _object(resource: Resource, compiled: Compiled, ready: Condition, accepted: 
     return DesiredObject(
         kind=kind,
         id=resource.id,
-        revision=_digest([spec_json, told, labels, metadata.uid]),
+        revision=_digest([spec_json, told, labels, metadata.uid, seed]),
         spec_json=spec_json,
         conditions=judged,
         uid=metadata.uid,
