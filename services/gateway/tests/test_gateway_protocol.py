@@ -147,6 +147,17 @@ async def test_an_unknown_key_is_remembered_for_two_seconds_only(gate, wire):
     assert len(gate.scheduler.admits) == 2
 
 
+@pytest.mark.parametrize(("end", "told"), [("", "No such key."), ("x", "mistyped"), (None, "mistyped")])
+async def test_a_mistyped_key_is_told_from_a_revoked_one(gate, wire, end, told):
+    gate.scheduler.denial = Denial(error_code="key_invalid", message="No such key.")
+    key = keys.new_key()
+    presented = key[:-1] if end is None else key + end
+    for _ in range(2):   # asked, and remembered
+        refused = await gate.client.post(wire.BODY, x_api_key=presented)
+        assert refused.error_code == "key_invalid"
+        assert told in json.loads(refused.body)["error"]["message"]
+
+
 async def test_the_keys_own_limits_are_shown(gate, wire, ok):
     await gate.provider(ok)
     gate.scheduler.limits = [

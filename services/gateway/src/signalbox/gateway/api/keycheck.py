@@ -6,7 +6,7 @@ Only unknown keys are remembered, and for two seconds; that a key may be used is
 from collections.abc import Sequence
 
 from signalbox.core.clock import Clock
-from signalbox.gateway.domain.caller import Header, Network, key_hash, source_address
+from signalbox.gateway.domain.caller import MISTYPED, Header, Network, is_mistyped, key_hash, source_address
 from signalbox.gateway.domain.order import Order
 from signalbox.gateway.domain.ports import Scheduler, SchedulerUnavailable
 from signalbox.gateway.domain.refusal import Refusal, from_denial, scheduler_unavailable
@@ -59,9 +59,11 @@ class KeyCheck:
         return answer
 
     def remember(self, order: Order, denial: Denial) -> None:
-        """Keep in mind, briefly, that no document has this key."""
+        """Keep in mind, briefly, that no document has this key; of a mistyped one, let `denial` say so."""
         if denial.error_code != "key_invalid" or denial.key_id:
             return
+        if is_mistyped(order.fields.items()):
+            denial.message = MISTYPED
         if len(self._unknown) >= MAX_UNKNOWN:
             self._unknown.clear()
         self._unknown[order.key_hash] = (self._clock.monotonic_s() + UNKNOWN_KEPT_S, denial)

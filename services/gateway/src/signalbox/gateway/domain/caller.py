@@ -17,11 +17,26 @@ Header = tuple[bytes, bytes]
 Network = IPv4Network | IPv6Network
 
 
+MISTYPED = (
+    "This relay key is not known here, and its check digits do not agree: it may be mistyped or cut short. Copy it again."
+)
+
+
 def key_hash(headers: Iterable[Header]) -> bytes:
     """Return the 32 bytes under which the presented key is known.
 
     Raises Refusal: `key_missing`, `key_conflict` (two different ones), `key_invalid` (can't be a key).
     """
+    return keys.digest(_presented(headers))
+
+
+def is_mistyped(headers: Iterable[Header]) -> bool:
+    """Whether the presented key begins like a generated one and is none: a typing error rather than a revoked key."""
+    text = _presented(headers).decode()
+    return text.startswith(keys.PREFIX) and not keys.has_valid_check(text)
+
+
+def _presented(headers: Iterable[Header]) -> bytes:
     found = b""
     for name, value in headers:
         if name not in KEY_HEADERS:
@@ -40,7 +55,7 @@ def key_hash(headers: Iterable[Header]) -> bytes:
         text = ""
     if not keys.is_acceptable(text):
         raise Refusal("key_invalid", "This is not a relay key.")
-    return keys.digest(found)
+    return found
 
 
 def _bearer(value: bytes) -> bytes:
