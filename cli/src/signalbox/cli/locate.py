@@ -1,7 +1,7 @@
 """Which instance a command talks to: `--data DIR`, else SIGNALBOX_ADDR, else the default data directory.
 
-SIGNALBOX_ADDR is `unix:DIR` (a local instance's data directory) or `env:` (rooms elsewhere, as in a cluster: their
-addresses and the shared secret come from the same variables that the rooms themselves read).
+SIGNALBOX_ADDR is `DIR` or `unix:DIR` (a local instance's data directory) or `env:` (rooms elsewhere, as in a
+cluster: their addresses and the shared secret come from the same variables that the rooms themselves read).
 """
 
 import os
@@ -42,8 +42,10 @@ def locate(data: Path | None, environ: Mapping[str, str] = os.environ) -> Target
         return _from_environment(environ)
     if address.startswith("unix:"):
         return _local(Path(address.removeprefix("unix:")))
+    if "://" in address:
+        raise BadUsage(f"{ADDR_VARIABLE}={address}: must be a data directory, unix:DIR or env:")
     if address:
-        raise BadUsage(f"{ADDR_VARIABLE}={address}: must be unix:DIR (a data directory) or env:")
+        return _local(Path(address))
     return _local(default_data())
 
 
