@@ -275,6 +275,7 @@ def _listen_unix(path: Path) -> Iterator[socket.socket]:
     path.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
+        path.chmod(0o600)  # the umask leaves a socket its owner's execute bit
         listener.listen()
         yield listener
 
