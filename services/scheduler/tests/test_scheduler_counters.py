@@ -226,4 +226,4 @@ def test_repeating_any_call_changes_nothing_twice(functions):
 
 def test_no_key_lies_outside_the_prefix(functions):
     functions.take([requests("Minute", 5)], session="ns/ada|00")
-    assert [k for k in functions.client.keys() if not k.startswith((b"sb:", b"test:"))] == []
+    assert [k for k in functions.client.scan_iter() if not k.startswith((b"sb:", b"test:"))] == []

@@ -14,7 +14,8 @@ from signalbox.scheduler.adapters.registry import Registry, peek_operation
 from signalbox.scheduler.adapters.store import LostState, Operation, Store
 from signalbox.scheduler.adapters.usage import UsageClient
 from signalbox.scheduler.domain import denials
-from signalbox.scheduler.domain.admission import Admission, check_key
+from signalbox.scheduler.domain.admission import Admission
+from signalbox.scheduler.domain.keycheck import check_key
 from signalbox.scheduler.domain.policies import KeyPolicy
 from signalbox.scheduler.domain.settling import settlement
 from signalbox.scheduler.domain.status import NOTHING, inspection

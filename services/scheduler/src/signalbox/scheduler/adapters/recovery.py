@@ -121,14 +121,14 @@ class Recovery:
     # ------------------------------------------------------------------ recovering
 
     async def _recover(self, former: str) -> None:
+        known = await self._usage.counters(self._store.now_ms())  # without a ledger there is nothing to begin
         epoch = secrets.token_hex(8)
         log.warning("recovering", epoch=epoch, former=former)
-        asked_ms = await self._store.begin(epoch)
+        await self._store.begin(epoch)
         if former:
             await self._reaper.leave_former(former)
         await self._restore_registry()
         self._sessions.ask(epoch)
-        known = await self._usage.counters(asked_ms)
         if former or self._sessions.gateways or known.counters:
             await self._wait_for_journals(epoch)
             known = await self._ask_ledger()

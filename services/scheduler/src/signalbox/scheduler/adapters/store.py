@@ -135,14 +135,13 @@ class Store:
         self.epoch = epoch if state != "lost" else ""
         return state
 
-    async def begin(self, epoch: str) -> int:
-        """Begin a new epoch; return Redis time in ms."""
+    async def begin(self, epoch: str) -> None:
+        """Begin a new epoch. Raises Unavailable."""
         try:
-            answers = await self._call(["", encode({"op": "begin", "id": epoch}), b"", b""])
+            await self._call(["", encode({"op": "begin", "id": epoch}), b"", b""])
         except (RedisError, OSError, TimeoutError) as e:
             raise Unavailable("Redis", _why(e)) from e
         self.epoch = epoch
-        return int(answers[0])
 
     async def publish(self, what: bytes) -> None:
         """Tell the other schedulers that something changed; they find out by themselves where this fails."""

@@ -8,9 +8,19 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from signalbox.scheduler.domain import denials
+from signalbox.scheduler.domain.keycheck import check_key
 from signalbox.scheduler.domain.limits import limit_states
 from signalbox.scheduler.domain.operations import Candidate, Head, Retake, Settle, Take, read_token
-from signalbox.scheduler.domain.policies import ACCOUNT, KEY, POOL, KeyLimit, KeyPolicy, PoolPolicy, model_class
+from signalbox.scheduler.domain.policies import (
+    ACCOUNT,
+    KEY,
+    POOL,
+    AccountPolicy,
+    KeyLimit,
+    KeyPolicy,
+    PoolPolicy,
+    model_class,
+)
 from signalbox.scheduler.domain.rank import Ranked, Ranking, Wish, rank
 from signalbox.scheduler.domain.snapshot import PoolIndex
 from signalbox.scheduler.domain.view import View
@@ -27,24 +37,6 @@ _LARGEST_OFFER = 64
 _NOTED = 4
 _EFFECTS = {"rest": "limited", "cool": "cooling", "bench": "benched"}
 _TRANSIENT = ("limited", "cooling", "full", "capped", "probing")
-
-
-def check_key(
-    view: View, digest: bytes, client: str, source: str, now_ms: int,
-) -> tuple[KeyPolicy | None, Denial | None]:
-    """Check what can be checked of a key without its counters: it is known, active, and may be used like this."""
-    key = view.snapshot.key_by_hash(digest, now_ms)
-    if key is None:
-        return None, denials.key_invalid()
-    if key.paused:
-        return key, denials.key_paused(key)
-    if key.reason == "Expired" or (key.expires_at_ms and now_ms >= key.expires_at_ms):
-        return key, denials.key_expired(key)
-    if not key.permits_source(source):
-        return key, denials.source_not_allowed(key)
-    if key.clients and client not in key.clients:
-        return key, denials.client_not_allowed(key)
-    return key, None
 
 
 def lease_id(request_id: str, attempt: int) -> str:
@@ -294,17 +286,19 @@ class Admission:
         if self._session and pin in (b"new", b"moved"):
             self.view.pins.put(self._session, account.id)
         reason = "pinned" if pin == b"hit" else pool.strategy
-        self._finish(
-            Grant(
-                lease_id=lease_id(self.request.request_id, self._attempt), lease_token=token, attempt=self._attempt,
-                key_id=self._key.id if self._key else "", owner=self._key.owner if self._key else "",
-                account_id=account.id, pool_id=pool.id, provider=account.provider, base_url=account.base_url,
-                send_model=chosen.sends, repinned=pin == b"moved", has_proxy=account.proxied,
-                admitted_at_ms=self._now_ms, max_attempts=pool.max_attempts,
-                attempts_left=max(0, pool.max_attempts - self._attempt), timeouts=pool.timeouts,
-                lease_ttl_ms=LEASE_TTL_MS,
-            ),
-            None, reports, self._decision(pool.strategy, pin.decode(), account.id, reason),
+        grant = self._grant(account, pool, token, attempt=self._attempt, send_model=chosen.sends)
+        grant.repinned, grant.admitted_at_ms = pin == b"moved", self._now_ms
+        self._finish(grant, None, reports, self._decision(pool.strategy, pin.decode(), account.id, reason))
+
+    def _grant(
+        self, account: AccountPolicy, pool: PoolPolicy, token: bytes, *, attempt: int, send_model: str,
+    ) -> Grant:
+        return Grant(
+            lease_id=lease_id(self.request.request_id, attempt), lease_token=token, attempt=attempt,
+            key_id=self._key.id if self._key else "", owner=self._key.owner if self._key else "",
+            account_id=account.id, pool_id=pool.id, provider=account.provider, base_url=account.base_url,
+            send_model=send_model, has_proxy=account.proxied, max_attempts=pool.max_attempts,
+            attempts_left=max(0, pool.max_attempts - attempt), timeouts=pool.timeouts, lease_ttl_ms=LEASE_TTL_MS,
         )
 
     def _granted_before(self, token: bytes) -> None:
@@ -315,17 +309,9 @@ class Admission:
         if account is None or pool is None:
             self._deny(denials.unavailable())
             return
-        self._finish(
-            Grant(
-                lease_id=lease_id(self.request.request_id, head.attempt), lease_token=token, attempt=head.attempt,
-                key_id=head.key_id, owner=head.owner, account_id=account.id, pool_id=pool.id,
-                provider=account.provider, base_url=account.base_url, send_model=head.model,
-                has_proxy=account.proxied, admitted_at_ms=head.admitted_ms, max_attempts=pool.max_attempts,
-                attempts_left=max(0, pool.max_attempts - head.attempt), timeouts=pool.timeouts,
-                lease_ttl_ms=LEASE_TTL_MS,
-            ),
-            None, [], self._decision(pool.strategy, "", account.id, "repeated"),
-        )
+        grant = self._grant(account, pool, token, attempt=head.attempt, send_model=head.model)
+        grant.key_id, grant.owner, grant.admitted_at_ms = head.key_id, head.owner, head.admitted_ms
+        self._finish(grant, None, [], self._decision(pool.strategy, "", account.id, "repeated"))
 
     def _denied(self, kind: bytes, answer: list[Any]) -> None:
         key = self._key

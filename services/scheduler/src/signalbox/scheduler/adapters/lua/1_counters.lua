@@ -1,6 +1,6 @@
 -- Counters of limits: what was used and what is reserved, per period, in one hash each.
 -- Minute and Hour slide in 60 buckets, the oldest counted whole; Day, Week, Month follow the UTC calendar; Total never
--- ends. Who is limited, and what happens when a limit is full, is leases.lua's business.
+-- ends. Who is limited, and what happens when a limit is full, is 4_admitting.lua's business.
 --
 -- Fields: p the newest bucket, or the start of the calendar period; o the oldest bucket that holds something;
 -- u1..u3 used and r1..r3 reserved in the whole period; u1:<bucket> and so on in one bucket.

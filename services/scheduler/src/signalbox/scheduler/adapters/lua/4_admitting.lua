@@ -1,0 +1,256 @@
+-- Admitting: checks, an account, a pin, reservations and a lease, all or nothing.
+-- The scheduler ranks accounts beforehand and says in `q` what may be granted; nothing here is a matter of taste.
+
+-- Reserves; returns what to undo, as the lease carries it: {counter, period, slot, counted, reserved 2, reserved 3}.
+-- A reservation of -1 says that the dimension is not limited, so that facts are not counted either.
+local function reserve(name, c, per, bounds, need, charges)
+  local charge = {name, per, c.slot, 0, -1, -1}
+  if bounds[1] >= 0 and need[1] > 0 then
+    add(c, 1, need[1], 0)
+    charge[4] = need[1]
+  end
+  for dim = 2, 3 do
+    if bounds[dim] >= 0 then
+      add(c, dim, 0, need[dim])
+      charge[3 + dim] = need[dim]
+    end
+  end
+  charges[#charges + 1] = charge
+end
+
+-- The candidates' numbers in flight and health records, read at once.
+local function read_candidates(q)
+  local numbers, rests, benches = {}, {}, {}
+  if not is_anyone_out() then
+    for i, cand in ipairs(q.cands) do
+      numbers[i] = 'a:' .. cand[1]
+    end
+    return redis.call('HMGET', NUMBERS, unpack(numbers)), {}, {}
+  end
+  for i, cand in ipairs(q.cands) do
+    local account, group, class = cand[1], cand[2], cand[6]
+    numbers[i] = 'a:' .. account
+    benches[i] = account
+    rests[2 * i - 1] = group
+    rests[2 * i] = rest_field(group, class)
+  end
+  return redis.call('HMGET', NUMBERS, unpack(numbers)),
+    redis.call('HMGET', RESTS, unpack(rests)),
+    redis.call('HMGET', BENCHES, unpack(benches))
+end
+
+-- Why candidate `i` cannot be used now, until when, and (where it can) whether this request probes it.
+local function unusable(q, i, known, now)
+  local cand = q.cands[i]
+  local probes = false
+  for record = 1, 3 do
+    local raw = record == 1 and known.benches[i] or record > 1 and known.rests[2 * i - 3 + record]
+    local reason, until_ms, probe = kept_out(raw, now, lease_runs)
+    if reason then
+      return reason, until_ms
+    end
+    probes = probes or probe
+  end
+  local most = cand[3]
+  if most > 0 and (tonumber(known.numbers[i]) or 0) >= most then
+    return 'full', now + 1000
+  end
+  for j, cap in ipairs(cand[8]) do
+    local c = open_counter(own('c:a:' .. cand[2] .. ':' .. cap[1]), cap[1], now)
+    local bounds, need = {cap[2], cap[3], cap[4]}, {1, q.sizes[1], q.sizes[2]}
+    local dim = overrun(c, bounds, need)
+    if dim then
+      return 'capped', fits_at(c, dim, bounds[dim], need[dim], now)
+    end
+    known.caps[i] = known.caps[i] or {}
+    known.caps[i][j] = c
+  end
+  for j, limit in ipairs(cand[7]) do -- limits that only the name sent to this account falls under
+    local c = open_counter(own('c:k:' .. q.key .. ':' .. limit[1]), limit[2], now)
+    local worst = worst_limit(q, {limit}, {c}, now)
+    if worst then
+      return 'key_limit_' .. worst[2], worst[3]
+    end
+    known.extras[i] = known.extras[i] or {}
+    known.extras[i][j] = c
+  end
+  return nil, probes
+end
+
+local function position(cands, account)
+  for i, cand in ipairs(cands) do
+    if cand[1] == account then
+      return i
+    end
+  end
+  return nil
+end
+
+-- The pinned account, its pin renewed; whoever talks keeps the pin alive, wherever the request is served.
+local function read_pin(q)
+  if q.session == '' then
+    return nil
+  elseif q.pin_ttl == 0 then
+    return redis.call('GET', 'sb:pin:' .. q.session)
+  end
+  return redis.call('GETEX', 'sb:pin:' .. q.session, 'PX', q.pin_ttl)
+end
+
+-- Chooses: a table {index, pin note, probes} or a finished answer. Pin notes: '', hit, new, moved, full.
+local function choose(q, known, now)
+  local note, skip, pin_reason, pin_until = '', nil, nil, 0
+  local pinned = read_pin(q)
+  if q.session ~= '' then
+    note = 'new'
+  end
+  if pinned then
+    skip = position(q.cands, pinned)
+    if not skip and pinned ~= q.hint then
+      return nil, {'pin', pinned}
+    end
+    local reason, more = q.hint_state, 0
+    if skip then
+      reason, more = unusable(q, skip, known, now)
+      if not reason then
+        return {skip, 'hit', more}
+      end
+    end
+    pin_reason, pin_until = reason, more
+    if reason == 'elsewhere' then
+      note = 'full'
+    elseif q.bound == 1 or (q.refuse == 1 and reason ~= 'full' and reason ~= 'capped') then
+      return nil, {'refused', reason, more}
+    elseif reason == 'full' or reason == 'capped' then
+      note = 'full'
+    else
+      note = 'moved'
+    end
+  end
+  local why = {'none'}
+  for i, cand in ipairs(q.cands) do
+    local reason, more = 'draining', 0
+    if i == skip then
+      reason, more = pin_reason, pin_until
+    elseif cand[9] == 0 then
+      reason, more = unusable(q, i, known, now)
+      if not reason then
+        return {i, note, more}
+      end
+    end
+    why[#why + 1] = reason
+    why[#why + 1] = more
+  end
+  return nil, why
+end
+
+local function keep_pin(q, pool, account, note)
+  local ttl = pool[2]
+  if ttl > 0 and (note == 'new' or note == 'moved') then
+    redis.call('SET', 'sb:pin:' .. q.session, account, 'PX', ttl)
+  end
+end
+
+-- Whether something that the decision rests on has changed since. Usually the whole registry has not; a caller that
+-- keeps losing that race names the objects that matter.
+local function is_stale(q)
+  if #q.names == 0 then
+    return registry_version ~= q.version and 'registry' or nil
+  end
+  local current = redis.call('HMGET', VERSIONS, unpack(q.names))
+  for i, version in ipairs(q.versions) do
+    if current[i] ~= version then
+      return q.names[i]
+    end
+  end
+  return nil
+end
+
+local function note_first_use(key)
+  if known_first[key] then
+    return
+  end
+  if known_first_count >= MOST_KNOWN_KEYS then
+    known_first, known_first_count = {}, 0
+  end
+  known_first[key], known_first_count = true, known_first_count + 1
+end
+
+-- Commits the choice and returns the grant.
+local function grant(q, picked, known, counters, kept, request, now)
+  local i, note, probes = picked[1], picked[2], picked[3]
+  local cand = q.cands[i]
+  local account, group = cand[1], cand[2]
+  local pool = q.pools[cand[4]]
+  local charges = {}
+  for j, limit in ipairs(q.limits) do
+    reserve('k:' .. q.key .. ':' .. limit[1], counters[j], limit[2], {limit[3], limit[4], limit[5]}, need_of(q, limit),
+      charges)
+  end
+  for j, c in ipairs(known.extras[i] or {}) do
+    local limit = cand[7][j]
+    reserve('k:' .. q.key .. ':' .. limit[1], c, limit[2], {limit[3], limit[4], limit[5]}, need_of(q, limit), charges)
+  end
+  for j, c in ipairs(known.caps[i] or {}) do
+    local cap = cand[8][j]
+    reserve('a:' .. group .. ':' .. cap[1], c, cap[1], {cap[2], cap[3], cap[4]}, {1, q.sizes[1], q.sizes[2]}, charges)
+  end
+  local head = {
+    e = epoch, t = now, key = q.key, account = account, group = group, pool = pool[1], model = cand[5],
+    class = cand[6], attempt = q.attempt, tried = q.tried, charges = charges, probe = probes, owner = q.owner,
+  }
+  local token = write_token(head, request)
+  if probes then
+    take_probe(BENCHES, account, known.benches[i], q.id)
+    take_probe(RESTS, group, known.rests[2 * i - 1], q.id)
+    if cand[6] ~= '' then
+      take_probe(RESTS, rest_field(group, cand[6]), known.rests[2 * i], q.id)
+    end
+  end
+  if not kept then
+    redis.call('HINCRBY', NUMBERS, 'k:' .. q.key, 1)
+  end
+  local running = redis.call('HINCRBY', NUMBERS, 'a:' .. account, 1)
+  redis.call('HSET', LEASES, q.id, token)
+  redis.call('ZADD', EXPIRY, now + LEASE_TTL_MS, q.id)
+  touched[account] = now
+  keep_pin(q, pool, account, note)
+  local first = known_first[q.key] and 0 or redis.call('HSETNX', FIRST_USES, q.key, now)
+  note_first_use(q.key)
+  return {'grant', i, note, token, first, running, reports(counters)}
+end
+
+-- `kept`: the key's slot is already taken by this request.
+local function admit(q, request, now, kept)
+  local existing = redis.call('HGET', LEASES, q.id)
+  if existing then
+    return {'again', existing}
+  end
+  local stale = is_stale(q)
+  if stale then
+    return {'stale', stale}
+  end
+  if q.life > 0 then
+    local first = tonumber(redis.call('HGET', FIRST_USES, q.key))
+    if first and now >= first + q.life then
+      return {'deny', 'expired', 0, 0, 0, {}}
+    end
+  end
+  if q.most > 0 and not kept and (tonumber(redis.call('HGET', NUMBERS, 'k:' .. q.key)) or 0) >= q.most then
+    return {'deny', 'concurrency', 0, now + 1000, 0, {}}
+  end
+  local counters = open_limits(q, q.limits, now)
+  local worst = worst_limit(q, q.limits, counters, now)
+  if worst then
+    return {'deny', 'limit_' .. worst[2], worst[1], worst[3], worst[4], reports(counters)}
+  end
+  if #q.cands == 0 then
+    return {'none'}
+  end
+  local known = {caps = {}, extras = {}}
+  known.numbers, known.rests, known.benches = read_candidates(q)
+  local picked, answer = choose(q, known, now)
+  if not picked then
+    return answer
+  end
+  return grant(q, picked, known, counters, kept, request, now)
+end

@@ -1,0 +1,133 @@
+-- Settling: reservations become facts, once, whatever was lost or came too late; what it means for the account.
+
+local function drop_lease(id)
+  redis.call('HDEL', LEASES, id, 'beat:' .. id)
+  redis.call('ZREM', EXPIRY, id)
+end
+
+local function free_slot(field)
+  local left = redis.call('HINCRBY', NUMBERS, field, -1)
+  if left < 0 then
+    redis.call('HSET', NUMBERS, field, 0)
+  end
+  return math.max(left, 0)
+end
+
+-- Whether the ledger's answer, from which the counters were rebuilt, already held an attempt of an earlier epoch.
+local function was_in_ledger(head, q)
+  return head.e ~= epoch and q.ended > 0 and q.ended < asked_ms and gateways_delivered(q.gateway)
+end
+
+-- Turns reservations into facts. `counted` and `reserved` say which parts of the charges the counters hold now.
+local function charge(head, facts, counted, reserved)
+  for _, c in ipairs(head.charges) do
+    local name, per, slot = own('c:' .. c[1]), c[2], c[3]
+    local fact = string.sub(c[1], 1, 1) == 'k' and {facts[1], facts[2]} or {facts[3], facts[4]}
+    if counted ~= 0 and c[4] > 0 then
+      adjust(name, per, slot, 1, counted * c[4], 0)
+    end
+    for dim = 2, 3 do
+      local held = c[2 + dim + 1]
+      if held >= 0 then
+        adjust(name, per, slot, dim, fact[dim - 1], reserved and -held or 0)
+      end
+    end
+  end
+end
+
+-- What was charged for a lease that a later word on it could charge again: reaped ones and those of earlier epochs.
+local function tombstone(id)
+  return own('tomb:' .. id)
+end
+
+local function bury(q)
+  redis.call('SET', tombstone(q.id), cmsgpack.pack({q.tokens, q.cost, q.input, q.output}), 'PX', TOMB_TTL_MS)
+end
+
+-- Counters that a recreated lease or a late settlement is charged to may not exist yet.
+local function ensure_counters(head, now)
+  for _, c in ipairs(head.charges) do
+    local counter = open_counter(own('c:' .. c[1]), c[2], now)
+    if counter.fresh then
+      add(counter, 1, 0, 0)
+    end
+  end
+end
+
+local function settle_unknown(q, head, now)
+  local facts = {q.tokens, q.cost, q.input, q.output}
+  local before = redis.call('GET', tombstone(q.id))
+  if before then -- the reaper was there first; only the difference counts
+    local charged = cmsgpack.unpack(before)
+    for i = 1, 4 do
+      facts[i] = facts[i] - charged[i]
+    end
+    charge(head, facts, 0, false)
+  elseif head.e ~= epoch then
+    redis.call('HDEL', 'sb:' .. head.e .. ':leases', q.id)
+    if not was_in_ledger(head, q) then
+      ensure_counters(head, now)
+      charge(head, facts, 1, false)
+    end
+  else
+    return {'known'}
+  end
+  bury(q)
+  return {'late'}
+end
+
+-- Ends a lease; `keep_slot` leaves the key's slot taken. Repeating it changes nothing.
+local function settle(q, token, now, keep_slot)
+  local stored = redis.call('HGET', LEASES, q.id)
+  if not stored then
+    return settle_unknown(q, read_token(token), now)
+  end
+  local head = read_token(stored)
+  head.id, head.admitted = q.id, head.t
+  drop_lease(q.id)
+  if not keep_slot then
+    free_slot('k:' .. head.key)
+  end
+  local running = free_slot('a:' .. head.account)
+  if was_in_ledger(head, q) then
+    charge(head, {0, 0, 0, 0}, -1, true)
+  else
+    charge(head, {q.tokens, q.cost, q.input, q.output}, 0, true)
+  end
+  if head.e ~= epoch then
+    bury(q)
+  end
+  if apply_effect(head, q.effect, q.ok == 1, now) then
+    announce(head.account)
+  end
+  touched[head.account] = now
+  if #q.windows > 0 then
+    redis.call('HSET', 'sb:windows:' .. head.group, unpack(q.windows))
+  end
+  return {'settled', head.account, running}
+end
+
+-- Settles the failed attempt and admits the next one of the same request. Until that is decided (`last` 0: there are
+-- more candidates) the key's slot is held under the failed lease's id; the reaper frees it should nobody come back.
+local function retry(q, token, request, now)
+  local held = own('held')
+  local kept = redis.call('HGET', held, q.failed.id) and true or false
+  if not kept then
+    kept = settle(q.failed, token, now, true)[1] == 'settled'
+  end
+  local answer = admit(q, request, now, kept)
+  local kind = answer[1]
+  if kept and (kind == 'stale' or kind == 'pin' or (kind == 'none' and q.last == 0)) then
+    redis.call('HSET', held, q.failed.id, q.key)
+    redis.call('ZADD', EXPIRY, now + LEASE_TTL_MS, q.failed.id)
+    return answer
+  end
+  if kept then
+    redis.call('HDEL', held, q.failed.id)
+    redis.call('ZREM', EXPIRY, q.failed.id)
+    if kind ~= 'grant' and kind ~= 'again' then
+      free_slot('k:' .. q.key)
+    end
+  end
+  return answer
+end

@@ -1,0 +1,63 @@
+-- Upkeep of leases: heartbeats renew or recreate them, the reaper ends those that nobody renews.
+
+local function recreate(id, token, head, now)
+  ensure_counters(head, now)
+  for _, c in ipairs(head.charges) do
+    local name = own('c:' .. c[1])
+    if c[4] > 0 then
+      adjust(name, c[2], c[3], 1, c[4], 0)
+    end
+    for dim = 2, 3 do
+      if c[3 + dim] > 0 then
+        adjust(name, c[2], c[3], dim, 0, c[3 + dim])
+      end
+    end
+  end
+  redis.call('HINCRBY', NUMBERS, 'k:' .. head.key, 1)
+  redis.call('HINCRBY', NUMBERS, 'a:' .. head.account, 1)
+  redis.call('HSET', LEASES, id, token)
+  redis.call('HDEL', 'sb:' .. head.e .. ':leases', id)
+end
+
+local function beat(q, token, progress, now)
+  if not lease_runs(q.id) then
+    local head = read_token(token)
+    if head.e == epoch or redis.call('EXISTS', tombstone(q.id)) == 1 then
+      return {'gone'}
+    end
+    recreate(q.id, token, head, now)
+  end
+  redis.call('ZADD', EXPIRY, now + LEASE_TTL_MS, q.id)
+  if progress ~= '' then
+    redis.call('HSET', LEASES, 'beat:' .. q.id, progress)
+  end
+  return {'kept'}
+end
+
+-- Leases that nobody renewed: {id, token, last heartbeat} each. Held slots among them are freed at once.
+local function expired(q, now)
+  local out = {}
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', EXPIRY, '-inf', now, 'LIMIT', 0, q.most)) do
+    local key = redis.call('HGET', own('held'), id)
+    if key then
+      redis.call('HDEL', own('held'), id)
+      redis.call('ZREM', EXPIRY, id)
+      free_slot('k:' .. key)
+    else
+      out[#out + 1] = {id, redis.call('HGET', LEASES, id), redis.call('HGET', LEASES, 'beat:' .. id) or ''}
+    end
+  end
+  return out
+end
+
+-- Settles a lease that is still expired and keeps its event until the ledger has it.
+local function reap(q, event, now)
+  local expires = tonumber(redis.call('ZSCORE', EXPIRY, q.id))
+  if not expires or expires > now then
+    return {'renewed'}
+  end
+  settle(q, '', now, false)
+  bury(q)
+  redis.call('HSET', 'sb:orphans', q.id, event)
+  return {'reaped'}
+end
