@@ -65,6 +65,17 @@ async def test_settling_twice_frees_one_slot(stage, make):
     assert (await stub.Admit(make.ask("ada"), timeout=5)).HasField("grant")
 
 
+async def test_a_grant_that_nobody_used_is_not_counted(stage, make):
+    stub = await stage.add()
+    await stage.put(make.account("a"), make.pool("default", "a"), make.key("ada", limits=[make.limit("Total", requests=1)]))
+    unused = (await stub.Admit(make.ask("ada"), timeout=5)).grant
+    assert (await stub.Admit(make.ask("ada"), timeout=5)).denial.error_code == "key_limit_requests"
+    for _ in range(2):
+        await stub.Settle(make.ended(unused, unused=True), timeout=5)
+    assert (await stub.Admit(make.ask("ada"), timeout=5)).HasField("grant")
+    assert (await stub.Admit(make.ask("ada"), timeout=5)).denial.error_code == "key_limit_requests"
+
+
 KEY_DENIALS = [
     ("paused", {"state": "Paused"}, {}, "key_paused"),
     ("expired", {"expiresAt": "2020-01-01T00:00:00Z"}, {}, "key_expired"),

@@ -277,7 +277,7 @@ class AccountEffect(_message.Message):
     def __init__(self, kind: _Optional[_Union[AccountEffect.Kind, str]] = ..., reason: _Optional[str] = ..., until_ms: _Optional[int] = ..., model_class: _Optional[str] = ...) -> None: ...
 
 class SettleRequest(_message.Message):
-    __slots__ = ("seq", "lease_id", "lease_token", "outcome", "status", "had_content", "usage", "served_model", "estimated", "effect", "windows", "retry_after_ms", "ttft_ms", "duration_ms", "more_attempts")
+    __slots__ = ("seq", "lease_id", "lease_token", "outcome", "status", "had_content", "usage", "served_model", "estimated", "effect", "windows", "retry_after_ms", "ttft_ms", "duration_ms", "more_attempts", "unused")
     SEQ_FIELD_NUMBER: _ClassVar[int]
     LEASE_ID_FIELD_NUMBER: _ClassVar[int]
     LEASE_TOKEN_FIELD_NUMBER: _ClassVar[int]
@@ -293,6 +293,7 @@ class SettleRequest(_message.Message):
     TTFT_MS_FIELD_NUMBER: _ClassVar[int]
     DURATION_MS_FIELD_NUMBER: _ClassVar[int]
     MORE_ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
+    UNUSED_FIELD_NUMBER: _ClassVar[int]
     seq: int
     lease_id: str
     lease_token: bytes
@@ -308,7 +309,8 @@ class SettleRequest(_message.Message):
     ttft_ms: int
     duration_ms: int
     more_attempts: bool
-    def __init__(self, seq: _Optional[int] = ..., lease_id: _Optional[str] = ..., lease_token: _Optional[bytes] = ..., outcome: _Optional[_Union[_common_pb2.Outcome, str]] = ..., status: _Optional[int] = ..., had_content: _Optional[bool] = ..., usage: _Optional[_Union[_common_pb2.TokenUsage, _Mapping]] = ..., served_model: _Optional[str] = ..., estimated: _Optional[bool] = ..., effect: _Optional[_Union[AccountEffect, _Mapping]] = ..., windows: _Optional[_Iterable[_Union[_common_pb2.Window, _Mapping]]] = ..., retry_after_ms: _Optional[int] = ..., ttft_ms: _Optional[int] = ..., duration_ms: _Optional[int] = ..., more_attempts: _Optional[bool] = ...) -> None: ...
+    unused: bool
+    def __init__(self, seq: _Optional[int] = ..., lease_id: _Optional[str] = ..., lease_token: _Optional[bytes] = ..., outcome: _Optional[_Union[_common_pb2.Outcome, str]] = ..., status: _Optional[int] = ..., had_content: _Optional[bool] = ..., usage: _Optional[_Union[_common_pb2.TokenUsage, _Mapping]] = ..., served_model: _Optional[str] = ..., estimated: _Optional[bool] = ..., effect: _Optional[_Union[AccountEffect, _Mapping]] = ..., windows: _Optional[_Iterable[_Union[_common_pb2.Window, _Mapping]]] = ..., retry_after_ms: _Optional[int] = ..., ttft_ms: _Optional[int] = ..., duration_ms: _Optional[int] = ..., more_attempts: _Optional[bool] = ..., unused: _Optional[bool] = ...) -> None: ...
 
 class SettleResponse(_message.Message):
     __slots__ = ("seq",)

@@ -15,6 +15,7 @@ import grpc.aio
 
 from signalbox.core import logs
 from signalbox.gateway.domain.ports import OpenLease, SchedulerUnavailable
+from signalbox.gateway.domain.records import unsent
 from signalbox.v1 import scheduler_pb2 as pb
 from signalbox.v1.scheduler_pb2_grpc import SchedulerStub
 
@@ -248,7 +249,7 @@ class SchedulerSession:
 
     def _give_back(self, grant: pb.Grant) -> None:
         """Settle a lease that came too late for its request."""
-        self.settle(pb.SettleRequest(lease_id=grant.lease_id, lease_token=grant.lease_token))
+        self.settle(unsent(grant))
 
     async def _answer_deliver_journal(self, epoch: str) -> None:
         if not await self._deliver_journal():

@@ -64,9 +64,9 @@ def settlement(grant: Grant, ending: Ending, effect: AccountEffect) -> SettleReq
 
 
 def unsent(grant: Grant) -> SettleRequest:
-    """Return the end of a lease that was not used."""
+    """Return the end of a lease under which nothing was journalled or sent."""
     return SettleRequest(
-        lease_id=grant.lease_id, lease_token=grant.lease_token, outcome=OUTCOME_UPSTREAM_ERROR,
+        lease_id=grant.lease_id, lease_token=grant.lease_token, outcome=OUTCOME_UPSTREAM_ERROR, unused=True,
     )
 
 

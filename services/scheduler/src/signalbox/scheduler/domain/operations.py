@@ -92,6 +92,7 @@ class Settle(msgspec.Struct, tag_field="op", tag="settle", kw_only=True):
     ok: int = 0
     ended: int = 0
     gateway: str = ""
+    unused: int = 0
     windows: tuple[str, ...] = ()
 
 

@@ -41,7 +41,7 @@ def settlement(view: View, request: SettleRequest) -> Settle:
     return Settle(
         id=request.lease_id, tokens=taken + given, cost=cost, input=taken, output=given,
         effect=_effect(request.effect), ok=int(well), gateway=asked.gateway_id,
-        ended=head.admitted_ms + request.duration_ms if request.duration_ms else 0,
+        ended=head.admitted_ms + request.duration_ms if request.duration_ms else 0, unused=int(request.unused),
         windows=tuple(text for w in request.windows for text in (w.name, write_window(w))),
     )
 

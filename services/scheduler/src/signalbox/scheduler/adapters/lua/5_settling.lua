@@ -65,7 +65,7 @@ local function settle_unknown(q, head, now)
     charge(head, facts, 0, false)
   elseif head.e ~= epoch then
     redis.call('HDEL', 'sb:' .. head.e .. ':leases', q.id)
-    if not was_in_ledger(head, q) then
+    if q.unused ~= 1 and not was_in_ledger(head, q) then
       ensure_counters(head, now)
       charge(head, facts, 1, false)
     end
@@ -89,7 +89,7 @@ local function settle(q, token, now, keep_slot)
     free_slot('k:' .. head.key)
   end
   local running = free_slot('a:' .. head.account)
-  if was_in_ledger(head, q) then
+  if q.unused == 1 or was_in_ledger(head, q) then -- no row will tell of it, or one has told already
     charge(head, {0, 0, 0, 0}, -1, true)
   else
     charge(head, {q.tokens, q.cost, q.input, q.output}, 0, true)
