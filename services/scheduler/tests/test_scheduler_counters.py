@@ -54,7 +54,7 @@ class Functions:
             "id": f"r{self.count}.1", "key": "ns/ada", "owner": "", "attempt": 1, "tried": (), "version": "0",
             "names": [], "versions": [], "life": 0, "most": 0, "counts": counts, "limits": tuple(limits),
             "usual": (tokens, cost), "worst": (tokens, cost), "sizes": (0, 0),
-            "cands": [Candidate("ns/a", "ns/a", 0, 1, "m", "m", (), (), 0)], "pools": [("ns/p", 0)], "session": "",
+            "cands": [Candidate("ns/a", "ns/a", 0, 1, "m", "m", (), (), 0)], "pools": [("ns/p", 0, 0)], "session": "",
             "pin_ttl": 0, "hint": "", "hint_state": "gone", "refuse": 0, "bound": 0, **fields,
         }
         return self.call(Take(**values), b"request")
@@ -222,6 +222,21 @@ def test_repeating_any_call_changes_nothing_twice(functions):
     for _ in range(3):
         functions.call(Settle(id="r1.1", tokens=40), taken[3])
         assert functions.used(limit)[:4] == [1, 0, 40, 0]
+
+
+@pytest.mark.parametrize(("refuse", "bound", "outcome"), [(0, 0, b"moved"), (1, 0, b"refused"), (0, 1, b"refused")])
+def test_a_pin_that_the_scheduler_did_not_know_of_is_obeyed(functions, refuse, bound, outcome):
+    """The pinned account rests, is among the candidates, and nobody told the scheduler either."""
+    both = [Candidate(f"ns/{n}", f"ns/{n}", 0, 1, "m", "m", (), (), 0) for n in "ab"]
+    fields = {"session": "ns/ada|00", "pin_ttl": 60_000, "pools": [("ns/p", 60_000, refuse)], "cands": both}
+    first = functions.take([], **fields)
+    assert (first[0], first[1], first[2]) == (b"grant", 1, b"new")
+    until = functions.now + 5_000
+    functions.call(Settle(id="r1.1", effect=("rest", "Limited", until, "", 0.0)), first[3])
+    again = functions.take([], **fields, bound=bound)
+    assert again[2 if outcome == b"moved" else 0] == outcome
+    if outcome == b"refused":
+        assert again[1:] == [b"limited", until]
 
 
 def test_no_key_lies_outside_the_prefix(functions):

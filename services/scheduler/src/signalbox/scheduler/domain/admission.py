@@ -185,7 +185,7 @@ class Admission:
             "life": key.lifetime_ms, "most": key.concurrency, "counts": int(counts and self._attempt == 1),
             "limits": limits, "usual": usual, "worst": worst, "sizes": sizes,
             "cands": [self._candidate(c, slots[c.pool], limits, counts=counts) for c in candidates],
-            "pools": [(p.id, self._pin_ttl(p)) for p in pools],
+            "pools": [(p.id, self._pin_ttl(p), int(p.refuses)) for p in pools],
             "session": self._session, "pin_ttl": self._pin_ttl(pools[0]),
             "hint": self._hint or "", "hint_state": pin_state,
             "refuse": int(self._pinned_pool_refuses()), "bound": int(r.state_bound),
@@ -285,10 +285,10 @@ class Admission:
             self.remember_first_use_ms = self._now_ms
         if self._session and pin in (b"new", b"moved"):
             self.view.pins.put(self._session, account.id)
-        reason = "pinned" if pin == b"hit" else pool.strategy
         grant = self._grant(account, pool, token, attempt=self._attempt, send_model=chosen.sends)
         grant.repinned, grant.admitted_at_ms = pin == b"moved", self._now_ms
-        self._finish(grant, None, reports, self._decision(pool.strategy, pin.decode(), account.id, reason))
+        why = self._why(account.id, pin)
+        self._finish(grant, None, reports, self._decision(pool.strategy, pin.decode(), account.id, why))
 
     def _grant(
         self, account: AccountPolicy, pool: PoolPolicy, token: bytes, *, attempt: int, send_model: str,
@@ -389,10 +389,23 @@ class Admission:
             decision=decision.SerializeToString(),
         )
 
+    def _why(self, account_id: str, pin: bytes) -> str:
+        """Say why the chosen account came first."""
+        if pin == b"hit":
+            return "the conversation is pinned to it"
+        if account_id == self._again_with:
+            return "tried again in place"
+        if self._ranking.considered == 1:
+            return "no other account could serve"
+        if account_id != self._offered[0].account.id:
+            return "the first with room"
+        return "the best of its pool and priority"
+
     def _decision(self, strategy: str, pin: str, chosen: str, reason: str) -> Decision:
         excluded = dict(self._ranking.excluded)
-        for why in self._reasons.values():
-            excluded.setdefault(why, 1)
+        for account_id, why in self._reasons.items():
+            if account_id not in self._tried:
+                excluded.setdefault(why, 1)
         return Decision(
             strategy=strategy, pin=pin, considered=self._ranking.considered, chosen=chosen, reason=reason,
             candidates=[

@@ -50,9 +50,10 @@ class Take(msgspec.Struct, tag_field="op", tag="admit", kw_only=True):
 
     `version` is the registry's as the caller knows it; where `names` are given, their `versions` decide instead.
     `counts`: 1 where the request counts against request limits. `usual` and `worst` are (tokens, cost) to reserve,
-    `sizes` (input, output tokens) for accounts' caps. `session` is the pin's name; `hint` the pinned account as far as
-    known, with `hint_state` saying why it is no candidate (elsewhere: serve elsewhere and leave the pin; anything else
-    moves or refuses it).
+    `sizes` (input, output tokens) for accounts' caps. `pools` are (id, pin's time to live, 1 where a pin whose account
+    cannot serve refuses). `session` is the pin's name; `hint` the pinned account as far as known. Where that is no
+    candidate, `hint_state` says why (elsewhere: serve elsewhere and leave the pin; anything else moves or refuses it)
+    and `refuse` what its pool says.
     """
 
     id: str
@@ -71,7 +72,7 @@ class Take(msgspec.Struct, tag_field="op", tag="admit", kw_only=True):
     worst: tuple[int, int]
     sizes: tuple[int, int]
     cands: list[Candidate]
-    pools: list[tuple[str, int]]
+    pools: list[tuple[str, int, int]]
     session: str
     pin_ttl: int
     hint: str

@@ -116,9 +116,13 @@ local function choose(q, known, now)
       end
     end
     pin_reason, pin_until = reason, more
+    local refuses = q.refuse
+    if skip then
+      refuses = q.pools[q.cands[skip][4]][3]
+    end
     if reason == 'elsewhere' then
       note = 'full'
-    elseif q.bound == 1 or (q.refuse == 1 and reason ~= 'full' and reason ~= 'capped') then
+    elseif q.bound == 1 or (refuses == 1 and reason ~= 'full' and reason ~= 'capped') then
       return nil, {'refused', reason, more}
     elseif reason == 'full' or reason == 'capped' then
       note = 'full'
