@@ -145,6 +145,9 @@ async def test_nothing_goes_direct_where_a_proxy_is_asked_for(pool, serve):
     (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n", False, Lost.MALFORMED, False),
     (b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\n{}", False, Lost.MALFORMED, False),
     (b"HTTP/1.1 200 OK\r\nx: " + b"y" * 300_000, False, Lost.MALFORMED, False),
+    (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n" + b"t: x\r\n" * 90_000, False, Lost.MALFORMED, False),
+    (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nt: " + b"y" * 600_000, False, Lost.MALFORMED, False),
+    (b"HTTP/1.1 103 Early\r\nlink: x\r\n\r\n" * 10_000, False, Lost.MALFORMED, False),
     (b"HTTP/1.1 101 Switching\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n", False, Lost.MALFORMED, False),
 ])
 async def test_how_answers_end(pool, serve, raw, close, result, kept):

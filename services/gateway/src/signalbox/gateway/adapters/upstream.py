@@ -11,7 +11,7 @@ import httptools
 
 from signalbox.gateway.domain.events import Lost, ResponseHead
 
-MAX_HEAD_BYTES = 256 << 10
+MAX_BARE_BYTES = 256 << 10    # of heads, trailers and framing in a row, without any of the body
 _JOIN_BELOW = 64 << 10
 
 
@@ -48,7 +48,7 @@ class Connection(asyncio.Protocol):
         self._informational = False
         self._complete = False
         self._surplus = False
-        self._head_bytes = 0
+        self._bare_bytes = 0
 
     def send(self, head: bytes, body: bytes, receiver: Receiver) -> None:
         """Write a whole request; its answer goes to `receiver`."""
@@ -91,15 +91,16 @@ class Connection(asyncio.Protocol):
         if self._receiver is None:
             self.close()  # nothing was asked: whatever this is, the next answer could not be trusted
             return
-        if not self._in_body:
-            self._head_bytes += len(data)
+        self._bare_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._hand_over()
             self._lose(Lost.MALFORMED)
             return
-        if not self._in_body and self._head_bytes > MAX_HEAD_BYTES:
+        if self._parts:
+            self._bare_bytes = 0
+        elif self._bare_bytes > MAX_BARE_BYTES and not self._complete:
             self._lose(Lost.MALFORMED)
             return
         self._hand_over()
@@ -125,7 +126,8 @@ class Connection(asyncio.Protocol):
         self._headers.clear()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers.append((name.lower(), value))
+        if not self._in_body:  # else a trailer: nobody's header
+            self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
@@ -175,7 +177,7 @@ class Connection(asyncio.Protocol):
         self._parts = []
         self._new_head = None
         self._in_body = self._until_close = self._complete = self._surplus = False
-        self._head_bytes = 0
+        self._bare_bytes = 0
         if reusable:
             self.resume()
             self._release(self)
