@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 import time
 
 import pytest
@@ -430,12 +431,56 @@ async def test_an_offered_upgrade_is_ignored(gate, wire, ok):
     b"POST /v1/messages HTTP/1.1\r\ncontent-length: 99999999999999999999999999\r\n\r\n",
     b"POST /v1/messages HTTP/1.1\r\nbad header\r\n\r\n",
     b"CONNECT provider:443 HTTP/1.1\r\nhost: x\r\n\r\n",
+    b"CONNECT /v1/messages HTTP/1.1\r\nhost: x\r\n\r\n",
     b"GET / HTTP/1.1\r\nx: " + b"y" * 100_000 + b"\r\n\r\n",
 ])
 async def test_what_is_not_http_gets_an_error_in_the_callers_format(gate, wire, raw):
     reply = await gate.client.send(raw)
     assert (reply.status, reply.error_code) == (400, "request_invalid")
     assert reply.headers["x-signalbox-request-id"] == json.loads(reply.body)["request_id"]
+
+
+@pytest.mark.parametrize("body", [
+    b"zz\r\n", b"2\r\n{}\r\n0\r\nt: " + b"y" * 400_000, b"2\r\n{}\r\n0\r\n" + b"t: x\r\n" * 70_000,
+    b"2;" + b"x" * 400_000,
+])
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_a_body_that_can_never_be_whole_is_refused_at_once(gate, wire, body, at_once):
+    reader, writer = await gate.client.connect()
+    writer.write(gate.client.message(b"", headers={"content-length": "-", "transfer-encoding": "chunked"}))
+    if not at_once:
+        await asyncio.sleep(0.05)
+    writer.write(body)
+    reply = await asyncio.wait_for(gate.client.read(reader), 5)
+    assert (reply.status, reply.error_code, reply.headers["connection"]) == (400, "request_invalid", "close")
+    assert await reader.read() == b""
+    writer.close()
+    await gate.quiet()
+    assert gate.buffers.held == 0
+
+
+async def test_a_route_that_wants_no_body_outlives_a_broken_one(gate, wire, caplog):
+    raw = b"GET /healthz HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n"
+    assert (await gate.client.send(raw)).status == 200
+    assert not caplog.records
+
+
+async def test_a_body_in_many_small_pieces_takes_no_more_memory_than_it_has_bytes(gate, wire, ok):
+    provider = await gate.provider(ok)
+    body = body_of(wire, 300_000)
+    raw = gate.client.message(b"", headers={"content-length": "-", "transfer-encoding": "chunked"})
+    raw += b"".join(b"3\r\n%s\r\n" % body[i:i + 3] for i in range(0, len(body) - 3, 3))
+    last = body[(len(body) - 1) // 3 * 3:]
+    reader, writer = await gate.client.connect()
+    writer.write(raw)
+    while gate.buffers.held < len(body) - 3:
+        await asyncio.sleep(0.01)
+    [connection] = gate.server._server.server_state.connections
+    assert sum(map(sys.getsizeof, connection._incoming._parts)) < 2 * len(body)
+    writer.write(b"%x\r\n%s\r\n0\r\n\r\n" % (len(last), last))
+    assert (await gate.client.read(reader)).status == 200
+    writer.close()
+    assert provider.requests[0][1] == body
 
 
 async def test_garbage_after_a_request_does_not_disturb_its_answer(gate, wire, ok):
@@ -451,6 +496,7 @@ async def test_garbage_after_a_request_does_not_disturb_its_answer(gate, wire, o
 @pytest.mark.gateway_settings(head_timeout_s=0.2, body_timeout_s=0.3, keep_alive_s=1)
 @pytest.mark.parametrize(("first", "code"), [
     (b"", None),
+    (b"\r\n", None),
     (b"POST /v1/messages HTTP/1.1\r\nhost: x\r\n", None),
     (b"POST /v1/messages HTTP/1.1\r\nx-api-key: a-relay-key-of-some-length\r\ncontent-length: 50\r\n\r\n{", "request_invalid"),
     (b"POST /v1/messages HTTP/1.1\r\nx-api-key: a-relay-key-of-some-length\r\ncontent-length: 90000\r\n\r\n{", "request_invalid"),

@@ -23,9 +23,12 @@ from signalbox.wire.errors import envelope
 log = logs.logger(__name__)
 
 MAX_HEAD_BYTES = 64 << 10
+MAX_BARE_BYTES = 64 << 10    # of trailers and framing in a row, without any of the body
 MAX_AHEAD_BYTES = 64 << 10
 MAX_BODY_S = 600.0
 LINGER_S = 2.0
+
+_HEAD_TOO_LARGE = f"The request's head is larger than {MAX_HEAD_BYTES} bytes."
 
 
 class Relay(Protocol):
@@ -36,8 +39,8 @@ class Relay(Protocol):
         ...
 
 
-class _HeadTooLarge(Exception):
-    """Stops the parser on a head that came whole in one read."""
+class _Unserved(Exception):
+    """Stops the parser on a head that is valid and still not served; says why."""
 
 
 class _Reading(Enum):
@@ -59,6 +62,7 @@ class RelayProtocol(HttpToolsProtocol):
         self._reading_since_s = 0.0
         self._read_at_s = 0.0
         self._head_bytes = 0
+        self._bare_bytes = 0
         self._feeding = 0
         self._ahead_bytes = 0
         self._offered_upgrade = False
@@ -84,8 +88,10 @@ class RelayProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._lingering:
             return
-        self._unset_keepalive_if_required()
+        if self._reading is not _Reading.NOTHING:
+            self._unset_keepalive_if_required()
         self._feeding = len(data)
+        self._bare_bytes += len(data)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as e:
@@ -108,8 +114,8 @@ class RelayProtocol(HttpToolsProtocol):
 
     def _refuse_unparsed(self, error: httptools.HttpParserError) -> None:
         cause = error.__context__
-        if isinstance(cause, _HeadTooLarge):
-            self._refuse(f"The request's head is larger than {MAX_HEAD_BYTES} bytes.")
+        if isinstance(cause, _Unserved):
+            self._refuse(str(cause))
             return
         if isinstance(error, httptools.HttpParserCallbackError) and not isinstance(
             cause, httptools.HttpParserInvalidURLError,
@@ -150,6 +156,7 @@ class RelayProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._unset_keepalive_if_required()  # not before: line ends between requests keep no connection open
         self._reading = _Reading.HEAD
         self._reading_since_s = self.loop.time()
         self._head_bytes = 0
@@ -163,13 +170,15 @@ class RelayProtocol(HttpToolsProtocol):
         self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
+        if self.parser.get_method() == b"CONNECT":
+            raise _Unserved("This is no proxy: CONNECT is not served.")
+        if self.parser.should_upgrade():
             self._offered_upgrade = True
             return
         self._offered_upgrade = False
         self._reading = _Reading.BODY
         if self._head_bytes + self._feeding > MAX_HEAD_BYTES and len(self.url) + _size(self.headers) > MAX_HEAD_BYTES:
-            raise _HeadTooLarge
+            raise _Unserved(_HEAD_TOO_LARGE)
         url = httptools.parse_url(self.url)
         route = relayed_route(self.parser.get_method(), url.path or b"/")
         if route is None:
@@ -192,6 +201,7 @@ class RelayProtocol(HttpToolsProtocol):
             self._activate(exchange)
 
     def on_body(self, body: bytes) -> None:
+        self._bare_bytes = 0
         exchange = self._incoming
         if exchange is None:
             super().on_body(body)
@@ -294,12 +304,17 @@ class RelayProtocol(HttpToolsProtocol):
         self.loop.call_later(LINGER_S, self.transport.abort)
 
     def _refuse(self, message: str) -> None:
-        """Answer what can't be answered as a request; after a running answer only close."""
-        if self._exchanges() and not all(e.response_complete for e in self._exchanges()):
+        """Answer what can't be read on; after answers that are owed only close."""
+        exchange = self._incoming
+        if exchange is not None and exchange is self._active and not exchange.response_complete:
+            self._lingering = True
+            exchange.broken(message)
+            self._serve(exchange)
+        elif self.cycle is not None and not self.cycle.response_complete:
             self._lingering = True
             self.shutdown()
-            return
-        self.send_400_response(message)
+        else:
+            self.send_400_response(message)
 
     def send_400_response(self, msg: str) -> None:
         """Answer in the caller's format rather than uvicorn's plain text."""
@@ -322,8 +337,11 @@ class RelayProtocol(HttpToolsProtocol):
         if self._reading is _Reading.HEAD:
             self._head_bytes += count
             if self._head_bytes > MAX_HEAD_BYTES:
-                self._refuse(f"The request's head is larger than {MAX_HEAD_BYTES} bytes.")
+                self._refuse(_HEAD_TOO_LARGE)
                 return
+        elif self._bare_bytes > MAX_BARE_BYTES:
+            self._refuse("The request's body is framed by more bytes than it has.")
+            return
         if self._active is not None and self._incoming is not self._active and not self._active.response_complete:
             self._ahead_bytes += count
             if self._ahead_bytes > MAX_AHEAD_BYTES:
@@ -346,7 +364,7 @@ class RelayProtocol(HttpToolsProtocol):
             self._read_timer = self.loop.call_at(at_s, self._reading_expired)
         elif self._incoming is not None:
             if self._incoming is self._active:
-                self._incoming.stalled()
+                self._incoming.broken("The request's body did not arrive in time.")
                 self._serve(self._incoming)
             else:
                 self.shutdown()
