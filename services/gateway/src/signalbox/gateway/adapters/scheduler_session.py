@@ -7,7 +7,7 @@ until its time is up. With several schedulers a session moves to another when on
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
 import grpc
@@ -43,6 +43,24 @@ class _Asked(Generic[Request, Response]):
     give_up_s: float
 
 
+@dataclass(slots=True)
+class _Batch:
+    """What waits to be written together."""
+
+    inspects: list[pb.InspectRequest] = field(default_factory=list)
+    admits: list[pb.AdmitRequest] = field(default_factory=list)
+    retries: list[pb.RetryRequest] = field(default_factory=list)
+    settles: list[pb.SettleRequest] = field(default_factory=list)
+    heartbeats: list[pb.HeartbeatRequest] = field(default_factory=list)
+    journal_delivered: pb.JournalDelivered | None = None
+
+    def message(self) -> pb.GatewayBatch:
+        return pb.GatewayBatch(
+            inspects=self.inspects, admits=self.admits, retries=self.retries, settles=self.settles,
+            heartbeats=self.heartbeats, journal_delivered=self.journal_delivered,
+        )
+
+
 class SchedulerSession:
     """Implements ports.Scheduler over Session streams. `deliver_journal` empties the journal when a scheduler asks."""
 
@@ -54,7 +72,7 @@ class SchedulerSession:
         self._gateway_id = gateway_id
         self._deliver_journal = deliver_journal
         self._seq = 0
-        self._batch = pb.GatewayBatch()
+        self._batch = _Batch()
         self._wanted = asyncio.Event()
         self._inspects: dict[int, _Asked[pb.InspectRequest, pb.InspectResponse]] = {}
         self._admits: dict[int, _Asked[pb.AdmitRequest, pb.AdmitResponse]] = {}
@@ -86,27 +104,17 @@ class SchedulerSession:
 
     def inspect(self, request: pb.InspectRequest) -> Awaitable[pb.InspectResponse]:
         """Ask for a key's state. Raises SchedulerUnavailable."""
-        asked = _Asked[pb.InspectRequest, pb.InspectResponse](request, self._loop.create_future(), self._give_up_s(0))
-        self._ask(self._inspects, asked)
-        return asked.answer
+        return self._ask(self._inspects, self._batch.inspects, request, 0)
 
     def admit(self, request: pb.AdmitRequest) -> Awaitable[pb.AdmitResponse]:
         """Ask for an account. Raises SchedulerUnavailable."""
         request.gateway_id = self._gateway_id
-        asked = _Asked[pb.AdmitRequest, pb.AdmitResponse](
-            request, self._loop.create_future(), self._give_up_s(request.deadline_ms),
-        )
-        self._ask(self._admits, asked)
-        return asked.answer
+        return self._ask(self._admits, self._batch.admits, request, request.deadline_ms)
 
     def retry(self, request: pb.RetryRequest) -> Awaitable[pb.AdmitResponse]:
         """End a failed attempt and ask for another account. Raises SchedulerUnavailable."""
         self._leases.pop(request.failed.lease_id, None)
-        asked = _Asked[pb.RetryRequest, pb.AdmitResponse](
-            request, self._loop.create_future(), self._give_up_s(request.deadline_ms),
-        )
-        self._ask(self._retries, asked)
-        return asked.answer
+        return self._ask(self._retries, self._batch.retries, request, request.deadline_ms)
 
     def settle(self, request: pb.SettleRequest) -> None:
         """Hand in the end of a lease; kept until acknowledged."""
@@ -128,20 +136,15 @@ class SchedulerSession:
         self._seq += 1
         return self._seq
 
-    def _ask(self, pending: dict[int, _Asked[Request, Response]], asked: _Asked[Request, Response]) -> None:
-        seq = self._next_seq()
-        asked.request.seq = seq
-        pending[seq] = asked
-        self._add(asked.request)
-
-    def _add(self, request: pb.InspectRequest | pb.AdmitRequest | pb.RetryRequest) -> None:
-        if isinstance(request, pb.AdmitRequest):
-            self._batch.admits.append(request)
-        elif isinstance(request, pb.RetryRequest):
-            self._batch.retries.append(request)
-        else:
-            self._batch.inspects.append(request)
+    def _ask(
+        self, pending: dict[int, _Asked[Request, Response]], batch: list[Request], request: Request, queueing_ms: int,
+    ) -> Awaitable[Response]:
+        request.seq = self._next_seq()
+        answer: asyncio.Future[Response] = self._loop.create_future()
+        pending[request.seq] = _Asked(request, answer, self._give_up_s(queueing_ms))
+        batch.append(request)
         self._wanted.set()
+        return answer
 
     def _send_settle(self, request: pb.SettleRequest) -> None:
         request.seq = self._next_seq()
@@ -206,11 +209,14 @@ class SchedulerSession:
     def _begin_session(self) -> None:
         """Ask again what the last session left unanswered."""
         self.connected = True
-        self._batch = pb.GatewayBatch()
+        self._batch = _Batch(
+            [asked.request for asked in self._inspects.values()],
+            [asked.request for asked in self._admits.values()],
+            [asked.request for asked in self._retries.values()],
+        )
         self._settling.clear()
-        for pending in (self._inspects, self._admits, self._retries):
-            for asked in pending.values():
-                self._add(asked.request)
+        if self._inspects or self._admits or self._retries:
+            self._wanted.set()
         for settle in self._settles.values():
             self._send_settle(settle)
         self._send_heartbeats()
@@ -221,8 +227,8 @@ class SchedulerSession:
                 await self._wanted.wait()
                 await asyncio.sleep(0)
                 self._wanted.clear()
-                batch, self._batch = self._batch, pb.GatewayBatch()
-                await call.write(batch)
+                batch, self._batch = self._batch, _Batch()
+                await call.write(batch.message())
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             call.cancel()
 
@@ -255,7 +261,7 @@ class SchedulerSession:
         if not await self._deliver_journal():
             return
         self._send_heartbeats()
-        self._batch.journal_delivered.epoch = epoch
+        self._batch.journal_delivered = pb.JournalDelivered(epoch=epoch)
         self._wanted.set()
 
     # ------------------------------------------------------------------ in the background

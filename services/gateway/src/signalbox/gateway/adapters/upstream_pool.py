@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from signalbox.gateway.adapters.upstream import Connection
@@ -48,8 +49,7 @@ def origin_of(base_url: str) -> Origin:
     return Origin(host, port, tls, url.path.rstrip("/").encode(), authority)
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(NamedTuple):
     """What a connection is good for: nothing else may use it."""
 
     account_id: str

@@ -63,6 +63,6 @@ def render(refusal: Refusal, request_id: str) -> tuple[int, list[Header], bytes]
     headers = [JSON]
     if refusal.retry_after_ms > 0:
         headers.append((b"retry-after", b"%d" % math.ceil(refusal.retry_after_ms / 1000)))
-    if refusal.never_fits:
+    if refusal.never_fits or row.status == HTTPStatus.UNAUTHORIZED:  # else Claude Code asks for minutes, with the same key
         headers.append((b"x-should-retry", b"false"))
     return row.status, headers, envelope(row.type, refusal.message, refusal.code, request_id)

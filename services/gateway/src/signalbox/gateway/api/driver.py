@@ -23,7 +23,7 @@ class Driver:
         self, attempt: Attempt, exchange: Exchange, connection: Connection, lease: OpenLease, buffers: Buffers,
         *, begin: Callable[[ResponseHead, int | None], None], on_message_start: Callable[[], None],
     ) -> None:
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._attempt = attempt
         self._exchange = exchange
         self._connection: Connection | None = connection
@@ -33,8 +33,8 @@ class Driver:
         self._begin = begin
         self._on_message_start = on_message_start
         self._noted = False
-        self.done: asyncio.Future[None] = self._loop.create_future()
-        self._timer = self._loop.call_at(attempt.deadline_s, self._tick)
+        self.done: asyncio.Future[None] = self.loop.create_future()
+        self._due_s = attempt.deadline_s
 
     def start(self, head: bytes, body: bytes) -> None:
         """Write the request and follow its answer."""
@@ -51,12 +51,19 @@ class Driver:
         """End the attempt because the gateway must stop."""
         self._carry_out(self._attempt.stop())
 
+    def tick(self, now_s: float) -> None:
+        """Let time pass; to be called every now and then."""
+        if now_s >= self._due_s:
+            step = self._attempt.tick(now_s)
+            self._due_s = self._attempt.deadline_s
+            self._carry_out(step)
+
     # ---------------------------------------------------------------- upstream.Receiver
 
     def received(self, head: ResponseHead | None, data: bytes, whole: bool) -> None:
         if whole:
             self._connection = None  # it has gone back to its pool
-        step = self._attempt.received(head, data, whole, self._loop.time())
+        step = self._attempt.received(head, data, whole, self.loop.time())
         if (reader := self._attempt.reader) is not None:
             if reader.message_start_seen and not self._noted:
                 self._noted = True
@@ -64,11 +71,11 @@ class Driver:
             self._lease.output_tokens = -(-reader.delta_bytes // BYTES_PER_ESTIMATED_TOKEN)
         self._carry_out(step)
         if head is not None and step.finish is None:
-            self._rearm()  # what is waited for now has a limit of its own
+            self._due_s = self._attempt.deadline_s  # what is waited for now has a limit of its own
 
     def lost(self, how: Lost) -> None:
         self._connection = None
-        self._carry_out(self._attempt.lost(how, self._loop.time()))
+        self._carry_out(self._attempt.lost(how, self.loop.time()))
 
     # ---------------------------------------------------------------- caller and clock
 
@@ -77,21 +84,15 @@ class Driver:
 
     def _full(self) -> None:
         if self._connection is not None:
-            self._attempt.paused(self._loop.time())
+            self._attempt.paused(self.loop.time())
             self._connection.pause()
-            self._rearm()
+            self._due_s = self._attempt.deadline_s
 
     def _drained(self) -> None:
         if self._connection is not None:
-            self._attempt.resumed(self._loop.time())
+            self._attempt.resumed(self.loop.time())
             self._connection.resume()
-            self._rearm()
-
-    def _tick(self) -> None:
-        step = self._attempt.tick(self._loop.time())
-        if step.finish is None:
-            self._timer = self._loop.call_at(self._attempt.deadline_s, self._tick)
-        self._carry_out(step)
+            self._due_s = self._attempt.deadline_s
 
     # ---------------------------------------------------------------- carrying out
 
@@ -103,14 +104,13 @@ class Driver:
             self._begin(step.head, None)
             self._exchange.release_body()
             self._count_held(0)
-            self._rearm()
+            self._due_s = self._attempt.deadline_s
         if step.data:
             self._exchange.send(step.data, last=False)
         elif self._attempt.held_bytes != self._counted:
             self._count_held(self._attempt.held_bytes)
 
     def _finish(self, step: Step) -> None:
-        self._timer.cancel()
         exchange = self._exchange
         exchange.on_gone = exchange.on_full = exchange.on_drained = None
         if self._connection is not None:
@@ -135,7 +135,3 @@ class Driver:
             self._counted = held
         except Refusal:
             self._carry_out(self._attempt.overflow())
-
-    def _rearm(self) -> None:
-        self._timer.cancel()
-        self._timer = self._loop.call_at(self._attempt.deadline_s, self._tick)

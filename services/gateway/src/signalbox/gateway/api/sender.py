@@ -33,8 +33,10 @@ from signalbox.v1.scheduler_pb2 import AdmitResponse, Grant
 from signalbox.v1.usage_pb2 import AttemptEvent
 from signalbox.wire.request import rewrite_model
 
+TICK_S = 0.25    # how late an attempt's time limit may be noticed
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class _Sending:
     """All that one attempt is made of."""
 
@@ -77,6 +79,7 @@ class Sender:
         self._buffers = buffers
         self._client_stall_s = client_stall_s
         self._running: set[Driver] = set()
+        self._ticker: asyncio.TimerHandle | None = None
         self._stopping = False
 
     def stop(self) -> None:
@@ -179,6 +182,8 @@ class Sender:
             attempt, sending.exchange, connection, lease, self._buffers, begin=begin, on_message_start=message_started,
         )
         self._running.add(driver)
+        if self._ticker is None:
+            self._ticker = driver.loop.call_later(TICK_S, self._tick)
         self._scheduler.track(lease)
         driver.start(*sending.message())
         if self._stopping:
@@ -187,6 +192,17 @@ class Sender:
             await driver.done
         finally:
             self._running.discard(driver)
+
+    def _tick(self) -> None:
+        """Let time pass for all attempts; one timer for all of them costs less than one each."""
+        self._ticker = None
+        if not self._running:
+            return
+        loop = asyncio.get_running_loop()
+        self._ticker = loop.call_later(TICK_S, self._tick)
+        now_s = loop.time()
+        for driver in list(self._running):
+            driver.tick(now_s)
 
     def _ended(self, event: AttemptEvent, ending: Ending, started_s: float) -> Ending:
         ending.took_s = self._clock.monotonic_s() - started_s

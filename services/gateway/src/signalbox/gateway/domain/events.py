@@ -40,7 +40,7 @@ class Finish(Enum):
     NOTHING = auto() # nothing was forwarded, or nobody is there to forward to
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ResponseHead:
     """A provider's status and headers (lower-case names, in order)."""
 

@@ -1,5 +1,7 @@
 """An attempt as the other rooms hear of it: the journal's intent and outcome, the scheduler's settlement."""
 
+from functools import lru_cache
+
 from signalbox.gateway.domain.events import Ending, Limits, ResponseHead, Trouble
 from signalbox.gateway.domain.order import Order
 from signalbox.gateway.domain.ports import CredentialUnusable
@@ -13,10 +15,12 @@ from signalbox.wire.limits import read_windows
 def limits_of(grant: Grant, client_stall_s: float) -> Limits:
     """Return the pool's time limits in seconds."""
     t = grant.timeouts
-    return Limits(
-        t.connect / 1000, t.headers / 1000, t.headers_unstreamed / 1000, t.first_content / 1000, t.idle / 1000,
-        t.total / 1000, client_stall_s,
-    )
+    return _limits((t.connect, t.headers, t.headers_unstreamed, t.first_content, t.idle, t.total), client_stall_s)
+
+
+@lru_cache(maxsize=256)
+def _limits(timeouts_ms: tuple[int, ...], client_stall_s: float) -> Limits:
+    return Limits(*(ms / 1000 for ms in timeouts_ms), client_stall_s)
 
 
 def intent(order: Order, answer: AdmitResponse, now_ms: int) -> AttemptEvent:
@@ -93,7 +97,10 @@ def _ms(seconds: float | None) -> int:
 def _request_id(head: ResponseHead | None) -> str:
     if head is None:
         return ""
-    return next((v.decode("latin-1") for n, v in head.headers if n == b"request-id"), "")
+    for name, value in head.headers:
+        if name == b"request-id":
+            return value.decode("latin-1")
+    return ""
 
 
 def _windows(head: ResponseHead | None) -> list[Window]:

@@ -24,6 +24,9 @@ class Next:
     refresh: bool = False
 
 
+_ENOUGH = Next(False)
+
+
 @dataclass(frozen=True, slots=True)
 class Verbatim:
     """The provider's own error, to be passed on as it came."""
@@ -54,13 +57,13 @@ class Course:
         self.needs_new_connection = False
         account = grant.account_id
         if ending.committed or meaning.direction is Direction.NOWHERE:
-            return Next(False)
+            return _ENOUGH
         if meaning.direction is Direction.REFRESH and account not in self._refreshed:
             self._refreshed.add(account)
             self.effect = NO_EFFECT
             return Next(grant.attempts_left > 0, same_account=True, refresh=True)
         if grant.attempts_left == 0:
-            return Next(False)
+            return _ENOUGH
         if meaning.direction is Direction.IN_PLACE and account not in self._tried_in_place:
             self._tried_in_place.add(account)
             self.effect = NO_EFFECT
