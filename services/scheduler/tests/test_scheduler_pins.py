@@ -98,6 +98,18 @@ async def test_a_conversation_that_may_not_move_is_refused(stage, make, pool, fi
     assert 17_000 < refused.retry_after_ms <= 20_000
 
 
+@pytest.mark.parametrize(("kind", "code"), [("REST", "pool_limited"), ("BENCH", "pool_unavailable")])
+async def test_a_retry_that_may_not_move_is_told_what_became_of_its_account(stage, make, kind, code):
+    stub = await stage.add()
+    await three(stage, make, pool={"affinity": {"mode": "Session", "ttl": "1h", "onUnavailable": "Refuse"}})
+    first, _ = await grant(stub, make)
+    effect = limited(20) if kind == "REST" else pb.AccountEffect(kind=pb.AccountEffect.BENCH, reason="CredentialInvalid")
+    failed = make.ended(first, outcome="OUTCOME_UPSTREAM_ERROR", had_content=False, effect=effect)
+    refused = (await stub.Retry(pb.RetryRequest(failed=failed), timeout=5)).denial
+    assert refused.error_code == code
+    assert (17_000 < refused.retry_after_ms <= 20_000) == (kind == "REST")
+
+
 async def test_a_bound_conversation_on_a_benched_account_is_told_so(stage, make):
     stub = await stage.add()
     await three(stage, make)

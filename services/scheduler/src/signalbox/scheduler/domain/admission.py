@@ -319,9 +319,10 @@ class Admission:
             self._deny(denials.unavailable())
             return
         if kind == b"refused":
-            heals = answer[1].decode() in _TRANSIENT
-            wait_ms = max(0, (answer[2] or self._ranking.soonest_ms) - self._now_ms)
-            self._deny(denials.pin_refused(key, wait_ms, heals=heals), pin="refused")
+            # Of an account that this request has tried, what became of it decides.
+            reason = self._reasons.get(self._hint or "", answer[1].decode())
+            wait_ms = max(0, (answer[2] or self._soonest_ms or self._ranking.soonest_ms) - self._now_ms)
+            self._deny(denials.pin_refused(key, wait_ms, heals=reason in _TRANSIENT), pin="refused")
             return
         _, what, which, at_ms, never, reports = answer
         wait_ms = max(0, at_ms - self._now_ms) if at_ms else 0
