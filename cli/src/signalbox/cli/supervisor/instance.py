@@ -28,6 +28,8 @@ from signalbox.core.settings import RoomSettings, load
 _UNUSABLE_AFTER_S = 9.0
 # A process that does not even answer yet is only slow: a busy machine takes its time to import.
 _SLOW_AFTER_S = 60.0
+# After the last process began to answer: what its neighbours need to find it.
+_CONNECTED_AFTER_S = 3.0
 _GRACE_MARGIN_S = 3.0
 _ABORT_GRACE_S = 0.5
 _POLL_S = 0.05
@@ -59,6 +61,7 @@ class Instance:
         self.url = ""
         self.telemetry_url = ""
         self._began_s = time.monotonic()
+        self._silent_until_s = 0.0
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._kept: list[Kept] = []
@@ -176,7 +179,10 @@ class Instance:
         time to import. A room that finds its own neighbours (Redis, the ledger) unusable ends by itself.
         """
         lacking = [(kept.spec.name, await kept.missing()) for kept in self._kept if not kept.ever_ready]
-        if any("does not answer" in missing.values() for _, missing in lacking) and self._elapsed_s() < _SLOW_AFTER_S:
+        elapsed_s = self._elapsed_s()
+        if any("does not answer" in missing.values() for _, missing in lacking) and elapsed_s < _SLOW_AFTER_S:
+            self._silent_until_s = elapsed_s
+        if elapsed_s < self._silent_until_s + _CONNECTED_AFTER_S:
             return
         for name, missing in lacking:
             raise StartupError(name, "; ".join(f"{need}: {why}" for need, why in missing.items()))
