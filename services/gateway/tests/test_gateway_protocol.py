@@ -95,6 +95,7 @@ async def test_unusable_keys_are_refused_without_asking_anybody(gate, wire, head
     reply = await gate.client.send(gate.client.message(body_of(wire), headers=headers))
     assert (reply.status, reply.error_code) == (401, code)
     assert json.loads(reply.body)["error"]["type"] == "authentication_error"
+    assert reply.headers["x-should-retry"] == "false"
     assert gate.scheduler.admits == []
     await gate.quiet()
     [denial] = gate.journal.denials

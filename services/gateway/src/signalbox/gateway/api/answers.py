@@ -1,6 +1,7 @@
 """Answers that callers get: a provider's, with what must not be passed on taken out, and Signalbox's own errors."""
 
 import math
+from http import HTTPStatus
 
 from signalbox.gateway.api.exchange import Exchange, Header
 from signalbox.gateway.domain.events import ResponseHead
@@ -63,6 +64,7 @@ def render(refusal: Refusal, request_id: str) -> tuple[int, list[Header], bytes]
     headers = [JSON]
     if refusal.retry_after_ms > 0:
         headers.append((b"retry-after", b"%d" % math.ceil(refusal.retry_after_ms / 1000)))
-    if refusal.never_fits or row.status == HTTPStatus.UNAUTHORIZED:  # else Claude Code asks for minutes, with the same key
+    # Without it Claude Code tries an unknown key again for minutes.
+    if refusal.never_fits or row.status == HTTPStatus.UNAUTHORIZED:
         headers.append((b"x-should-retry", b"false"))
     return row.status, headers, envelope(row.type, refusal.message, refusal.code, request_id)
