@@ -90,8 +90,8 @@ def test_a_failover_is_invisible(relay, claude):
     assert [t["status"] for t in served.truths] == [500, 500, 200]
 
 
-def test_a_refused_key_is_told_apart(relay, claude):
+def test_a_refused_key_is_told_at_once(relay, claude):
     result = claude("Hello", returncode=1, ANTHROPIC_AUTH_TOKEN=KEY + "x")[-1]
-    assert result["is_error"] is True
-    assert "401" in json.dumps(result)
+    assert (result["is_error"], result["api_error_status"], result["api_error_code"]) == (True, 401, "key_invalid")
+    assert [e.status for e in relay.tap.exchanges if e.request.method == "POST"] == [401], "it was not asked again and again"
     assert relay.sim.truth(path=None) == []
