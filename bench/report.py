@@ -17,7 +17,7 @@ from processes import ROLES
 from scenarios import SCENARIOS, Scenario
 
 if TYPE_CHECKING:
-    from measure import Measurement
+    from measurement import Measurement
 
 MB = 1024 * 1024
 
