@@ -14,7 +14,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from signalbox.core import logs
 from signalbox.core.ids import new_id
 from signalbox.gateway.api.exchange import Exchange, Header
-from signalbox.gateway.api.routes import relayed_route
+from signalbox.gateway.api.routes import relayed_target
 from signalbox.gateway.domain.buffers import Buffers
 from signalbox.gateway.domain.caller import plain_address
 from signalbox.gateway.settings import GatewaySettings
@@ -70,6 +70,8 @@ class RelayProtocol(HttpToolsProtocol):
         self._active: Exchange | None = None
         self._lingering = False
         self._read_timer: asyncio.TimerHandle | None = None
+        self._idle_timer: asyncio.TimerHandle
+        self._idle_since_s = 0.0
         self._peer_address: str | None = None
 
     @classmethod
@@ -81,15 +83,12 @@ class RelayProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.timeout_keep_alive_task = self.loop.call_later(
-            self.timeout_keep_alive, self.timeout_keep_alive_handler,
-        )
+        self._idle_since_s = self.loop.time()
+        self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._idle_expired)
 
     def data_received(self, data: bytes) -> None:
         if self._lingering:
             return
-        if self._reading is not _Reading.NOTHING:
-            self._unset_keepalive_if_required()
         self._feeding = len(data)
         self._bare_bytes += len(data)
         try:
@@ -124,6 +123,7 @@ class RelayProtocol(HttpToolsProtocol):
         self._refuse("The request is not valid HTTP.")
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._idle_timer.cancel()
         if self._read_timer is not None:
             self._read_timer.cancel()
         for exchange in self._exchanges():
@@ -155,8 +155,9 @@ class RelayProtocol(HttpToolsProtocol):
     # ---------------------------------------------------------------- httptools
 
     def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._unset_keepalive_if_required()  # not before: line ends between requests keep no connection open
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
         self._reading = _Reading.HEAD
         self._reading_since_s = self.loop.time()
         self._head_bytes = 0
@@ -164,10 +165,7 @@ class RelayProtocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._reading is not _Reading.HEAD:
             return  # a trailer: nobody's header
-        name = name.lower()
-        if name == b"expect" and value.lower() == b"100-continue":
-            self.expect_100_continue = True
-        self.headers.append((name, value))
+        self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         if self.parser.get_method() == b"CONNECT":
@@ -179,18 +177,18 @@ class RelayProtocol(HttpToolsProtocol):
         self._reading = _Reading.BODY
         if self._head_bytes + self._feeding > MAX_HEAD_BYTES and len(self.url) + _size(self.headers) > MAX_HEAD_BYTES:
             raise _Unserved(_HEAD_TOO_LARGE)
-        url = httptools.parse_url(self.url)
-        route = relayed_route(self.parser.get_method(), url.path or b"/")
+        length = self._read_framing()
+        route, query = relayed_target(self.parser.get_method(), self.url)
         if route is None:
             self._incoming = None
+            self._begin_for_application()
             super().on_headers_complete()
             return
-        version = self.parser.get_http_version()
         exchange = Exchange(
-            self, self.buffers, route=route, query=url.query or b"", headers=self.headers, peer=self._peer(),
-            length=_body_length(self.headers), max_body=self.settings.max_body_bytes,
+            self, self.buffers, route=route, query=query, headers=self.headers, peer=self._peer(),
+            length=length, max_body=self.settings.max_body_bytes,
             expects_continue=self.expect_100_continue, keep_alive=self.parser.should_keep_alive(),
-            http10=version == "1.0", now_s=self._reading_since_s,
+            http10=self.parser.get_http_version() == "1.0", now_s=self._reading_since_s,
         )
         self._incoming = exchange
         busy = self.cycle is not None and not self.cycle.response_complete
@@ -199,6 +197,25 @@ class RelayProtocol(HttpToolsProtocol):
             self.pipeline.appendleft((exchange, self.app))  # type: ignore[arg-type]
         else:
             self._activate(exchange)
+
+    def _read_framing(self) -> int | None:
+        """Return the body's declared length, None where it is chunked; llhttp has refused contradictions."""
+        length: int | None = 0
+        for name, value in self.headers:
+            if name == b"content-length":
+                length = int(value)
+            elif name == b"transfer-encoding":
+                length = None
+            elif name == b"expect" and value.lower() == b"100-continue":
+                self.expect_100_continue = True
+        return length
+
+    def _begin_for_application(self) -> None:
+        """Let uvicorn lay out its scope, which relayed requests do without."""
+        url, headers, expects = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.headers, self.expect_100_continue = url, headers, expects
+        self.scope["headers"] = headers
 
     def on_body(self, body: bytes) -> None:
         self._bare_bytes = 0
@@ -293,7 +310,23 @@ class RelayProtocol(HttpToolsProtocol):
         if self._reading is _Reading.BODY and self._incoming is None:
             self._linger()  # the application answered without wanting the body
             return
-        super().on_response_complete()
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self._idle_since_s = self.loop.time()
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+
+    def _idle_expired(self) -> None:
+        """Close a connection on which nothing happened for long; one timer serves all of its requests."""
+        now_s = self.loop.time()
+        busy = self._reading is not _Reading.NOTHING or (self.cycle is not None and not self.cycle.response_complete)
+        deadline_s = (now_s if busy else self._idle_since_s) + self.timeout_keep_alive
+        if now_s < deadline_s:
+            self._idle_timer = self.loop.call_at(deadline_s, self._idle_expired)
+        else:
+            self.timeout_keep_alive_handler()
 
     def _linger(self) -> None:
         """Close, but drop what the caller still sends for a moment, so that a reset does not eat the answer."""
@@ -374,14 +407,3 @@ class RelayProtocol(HttpToolsProtocol):
 
 def _size(headers: list[Header]) -> int:
     return sum(len(name) + len(value) for name, value in headers)
-
-
-def _body_length(headers: list[Header]) -> int | None:
-    """Return the body's length as declared, None where it is chunked. llhttp has refused contradictions."""
-    length: int | None = 0
-    for name, value in headers:
-        if name == b"content-length":
-            length = int(value)
-        elif name == b"transfer-encoding":
-            return None
-    return length

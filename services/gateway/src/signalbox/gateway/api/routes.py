@@ -3,6 +3,8 @@
 from functools import lru_cache
 from re import compile as regex
 
+import httptools
+
 PREFIXES = (b"/api", b"/claude", b"/anthropic")
 RELAYED = {b"/v1/messages": "messages", b"/v1/messages/count_tokens": "count_tokens"}
 UPSTREAM_PATHS = {route: path for path, route in RELAYED.items()}
@@ -22,11 +24,18 @@ def plain_path(path: bytes) -> bytes:
     return path
 
 
-def relayed_route(method: bytes, path: bytes) -> str | None:
-    """Return the name of the route that relays this request, or None."""
+@lru_cache(maxsize=1024)
+def relayed_target(method: bytes, target: bytes) -> tuple[str | None, bytes]:
+    """Return the name of the route that relays this request, or None, and the target's query.
+
+    Raises httptools.HttpParserInvalidURLError.
+    """
+    url = httptools.parse_url(target)
+    query = url.query or b""
     if method != b"POST":
-        return None
-    return RELAYED.get(path) or RELAYED.get(plain_path(path))
+        return None, query
+    path = url.path or b"/"
+    return RELAYED.get(path) or RELAYED.get(plain_path(path)), query
 
 
 def forwarded_query(query: bytes) -> bytes:

@@ -20,7 +20,8 @@ def limits_of(grant: Grant, client_stall_s: float) -> Limits:
 
 @lru_cache(maxsize=256)
 def _limits(timeouts_ms: tuple[int, ...], client_stall_s: float) -> Limits:
-    return Limits(*(ms / 1000 for ms in timeouts_ms), client_stall_s)
+    connect_s, headers_s, unstreamed_s, first_content_s, idle_s, total_s = (ms / 1000 for ms in timeouts_ms)
+    return Limits(connect_s, headers_s, unstreamed_s, first_content_s, idle_s, total_s, client_stall_s)
 
 
 def intent(order: Order, answer: AdmitResponse, now_ms: int) -> AttemptEvent:
