@@ -3,21 +3,16 @@
 Ranges are minimum to maximum over the repetitions; single figures are medians.
 """
 
-from __future__ import annotations
-
 import datetime
 import os
 import platform
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from measurement import Measurement
 from processes import ROLES
 from scenarios import SCENARIOS, Scenario
-
-if TYPE_CHECKING:
-    from measurement import Measurement
 
 MB = 1024 * 1024
 
