@@ -3,8 +3,7 @@
 Source: wire-facts §1 (usage, usage merge, iterations). What tokens cost is prices.py's business.
 """
 
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -14,8 +13,7 @@ MAX_COUNT = 10**12
 BYTES_PER_ESTIMATED_TOKEN = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
     """Tokens and priced extras, as billed.
 
     `other_models` are iterations billed beside these counts, never within them: another model's, and compactions.
@@ -34,8 +32,7 @@ class Usage:
 
     def plus(self, other: "Usage") -> "Usage":
         """Return this usage with the other's counts added; tier, geography and speed stay this one's."""
-        return replace(
-            self,
+        return self._replace(
             input_tokens=self.input_tokens + other.input_tokens,
             output_tokens=self.output_tokens + other.output_tokens,
             cache_write_5m_tokens=self.cache_write_5m_tokens + other.cache_write_5m_tokens,
@@ -45,8 +42,7 @@ class Usage:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class MessageUsage:
+class MessageUsage(NamedTuple):
     """What a whole, not streamed, answer says of itself."""
 
     usage: Usage
@@ -91,7 +87,7 @@ class UsageMeter:
         if self.final:
             return usage, False
         estimate = -(-delta_bytes // BYTES_PER_ESTIMATED_TOKEN)
-        return replace(usage, output_tokens=max(usage.output_tokens, estimate)), True
+        return usage._replace(output_tokens=max(usage.output_tokens, estimate)), True
 
 
 def usage_of_message(body: bytes) -> MessageUsage | None:
@@ -147,7 +143,7 @@ def parse_usage(reported: dict[str, Any], model: str) -> Usage:
     if others:
         usage = _without(usage, _sum(others), _sum(sampled))
     told = (usage.service_tier, usage.inference_geo, usage.speed)
-    return replace(usage, other_models=tuple(
+    return usage._replace(other_models=tuple(
         (_text(entry.get("model")) or model, _told(_counts(entry), *told)) for entry in (*others, *apart)
     ))
 
@@ -166,7 +162,7 @@ _NEVER_IN_TOTALS = ("compaction", "advisor_message")
 
 def _told(usage: Usage, tier: str, geo: str, speed: str) -> Usage:
     """Give an iteration what only the whole answer says; the prices depend on it."""
-    return replace(usage, service_tier=tier, inference_geo=geo, speed=speed)
+    return usage._replace(service_tier=tier, inference_geo=geo, speed=speed)
 
 
 def _sum(entries: list[dict[str, Any]]) -> Usage:
@@ -181,22 +177,17 @@ def _without(total: Usage, others: Usage, sampled: Usage) -> Usage:
     names = ("input_tokens", "output_tokens", "cache_write_5m_tokens", "cache_write_1h_tokens", "cache_read_tokens")
     if any(getattr(total, name) < getattr(sampled, name) for name in names):
         return total
-    return replace(total, **{name: getattr(total, name) - getattr(others, name) for name in names})
+    return total._replace(**{name: getattr(total, name) - getattr(others, name) for name in names})
 
 
 def _counts(reported: dict[str, Any]) -> Usage:
     short, long = _writes(reported)
-    tools = reported.get("server_tool_use")
+    get, tools = reported.get, reported.get("server_tool_use")
     return Usage(
-        input_tokens=_count(reported.get("input_tokens")),
-        output_tokens=_count(reported.get("output_tokens")),
-        cache_write_5m_tokens=short,
-        cache_write_1h_tokens=long,
-        cache_read_tokens=_count(reported.get("cache_read_input_tokens")),
-        web_search_requests=_count(tools.get("web_search_requests")) if isinstance(tools, dict) else 0,
-        service_tier=_text(reported.get("service_tier")),
-        inference_geo=_text(reported.get("inference_geo")),
-        speed=_text(reported.get("speed")),
+        _count(get("input_tokens")), _count(get("output_tokens")), short, long,
+        _count(get("cache_read_input_tokens")),
+        _count(tools.get("web_search_requests")) if isinstance(tools, dict) else 0,
+        _text(get("service_tier")), _text(get("inference_geo")), _text(get("speed")),
     )
 
 
@@ -216,6 +207,8 @@ def _writes(reported: dict[str, Any]) -> tuple[int, int]:
 
 
 def _count(value: object) -> int:
+    if value is None or value == 0:
+        return 0
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         return 0
     return min(value, MAX_COUNT)

@@ -123,7 +123,7 @@ class Connection(asyncio.Protocol):
         if self._complete:
             self._surplus = True  # a second answer to one request
             return
-        self._headers.clear()
+        self._headers = []
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._in_body:  # else a trailer: nobody's header
@@ -141,7 +141,7 @@ class Connection(asyncio.Protocol):
         self._until_close = not framed
         self._in_body = True
         self._keep_alive = framed and self._parser.should_keep_alive()  # the parser forgets it at the message's end
-        self._new_head = ResponseHead(status, list(self._headers), until_close=self._until_close)
+        self._new_head = ResponseHead(status, self._headers, self._until_close)
 
     def on_body(self, body: bytes) -> None:
         if not self._complete:

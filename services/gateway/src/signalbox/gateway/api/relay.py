@@ -14,6 +14,8 @@ from signalbox.gateway.api.exchange import ClientGone, Exchange
 from signalbox.gateway.api.keycheck import KeyCheck
 from signalbox.gateway.api.sender import Sender
 from signalbox.gateway.domain import records
+from signalbox.gateway.domain.account_limits import LimitNews
+from signalbox.gateway.domain.caller import session_secret
 from signalbox.gateway.domain.events import Ending
 from signalbox.gateway.domain.key_limits import ratelimit_headers
 from signalbox.gateway.domain.order import Order
@@ -53,7 +55,8 @@ class RequestRelay:
         self._keys = keys
         self._sender = sender
         self._metrics = metrics
-        self._secret = secret
+        self._session_secret = session_secret(secret)
+        self._limits = LimitNews()
 
     async def serve(self, exchange: Exchange) -> None:
         """Answer one request. Never raises, but for a cancellation that the caller's hanging up did not cause."""
@@ -93,8 +96,9 @@ class RequestRelay:
         except RequestInvalid as e:
             await self._keys.inspect(order)
             raise Refusal("request_invalid", e.message, key_id=order.key_id, owner=order.owner) from e
+        admission = order.admission(self._session_secret, PATIENCE_MS)
         try:
-            answer = await self._ask(exchange, self._scheduler.admit(order.admission(self._secret, PATIENCE_MS)))
+            answer = await self._ask(exchange, self._scheduler.admit(admission))
         except SchedulerUnavailable as e:
             raise scheduler_unavailable() from e
         if answer.HasField("denial"):
@@ -126,7 +130,8 @@ class RequestRelay:
             order.limit_headers = ratelimit_headers(answer.limits)
             ending = await self._attempt(exchange, order, course, answer)
             following = await self._following(course, ending, grant)
-            settle = records.settlement(grant, ending, course.effect)
+            news = self._limits.windows(grant.account_id, ending.head, self._clock.monotonic_s())
+            settle = records.settlement(grant, ending, course.effect, news)
             if not following.again or exchange.gone:
                 self._scheduler.settle(settle)
                 self._tell(exchange, order, course, ending, None)

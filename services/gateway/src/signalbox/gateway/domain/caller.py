@@ -3,8 +3,8 @@
 Whether the key may is the scheduler's decision; here it is only found and hashed.
 """
 
-import hmac
 from collections.abc import Iterable, Sequence
+from hashlib import blake2b, sha256
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 from signalbox.core import keys
@@ -18,7 +18,8 @@ Network = IPv4Network | IPv6Network
 
 
 MISTYPED = (
-    "This relay key is not known here, and its check digits do not agree: it may be mistyped or cut short. Copy it again."
+    "This relay key is not known here, and its check digits do not agree: it may be mistyped or cut short. "
+    "Copy it again."
 )
 
 
@@ -100,6 +101,14 @@ def _trusted(address: str, trusted: Sequence[Network]) -> bool:
     return parsed is not None and any(parsed in network for network in trusted)
 
 
+def session_secret(secret: bytes) -> bytes:
+    """Return the key of session digests, made from the rooms' shared secret."""
+    return sha256(b"session\0" + secret).digest()
+
+
 def session_digest(secret: bytes, key: bytes, session: bytes) -> bytes:
-    """Return the name under which a conversation is pinned: keyed, scoped by relay key, not to be turned back."""
-    return hmac.digest(secret, b"session\0" + key + session, "sha256")[:SESSION_DIGEST_BYTES]
+    """Return the name under which a conversation is pinned: keyed, scoped by relay key, not to be turned back.
+
+    `secret` is what `session_secret` returned.
+    """
+    return blake2b(key + session, key=secret, digest_size=SESSION_DIGEST_BYTES).digest()

@@ -1,5 +1,6 @@
 """An attempt as the other rooms hear of it: the journal's intent and outcome, the scheduler's settlement."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 from signalbox.gateway.domain.events import Ending, Limits, ResponseHead, Trouble
@@ -9,7 +10,6 @@ from signalbox.gateway.domain.refusal import Refusal
 from signalbox.v1.common_pb2 import OUTCOME_DENIED, OUTCOME_UPSTREAM_ERROR, TokenUsage, Window
 from signalbox.v1.scheduler_pb2 import AccountEffect, AdmitResponse, Grant, SettleRequest
 from signalbox.v1.usage_pb2 import AttemptEvent
-from signalbox.wire.limits import read_windows
 
 
 def limits_of(grant: Grant, client_stall_s: float) -> Limits:
@@ -57,12 +57,14 @@ def outcome(event: AttemptEvent, ending: Ending) -> AttemptEvent:
     )
 
 
-def settlement(grant: Grant, ending: Ending, effect: AccountEffect) -> SettleRequest:
-    """Return how a lease ended."""
+def settlement(
+    grant: Grant, ending: Ending, effect: AccountEffect, windows: Sequence[Window] = (),
+) -> SettleRequest:
+    """Return how a lease ended; `windows` are what its answer told about the account's limits."""
     return SettleRequest(
         lease_id=grant.lease_id, lease_token=grant.lease_token, outcome=ending.outcome, status=ending.status,
         had_content=ending.had_content, usage=ending.usage, served_model=ending.served_model,
-        estimated=ending.estimated, effect=effect, windows=_windows(ending.head),
+        estimated=ending.estimated, effect=effect, windows=windows,
         retry_after_ms=ending.retry_after_ms, ttft_ms=_ms(ending.ttft_s),
         duration_ms=_ms(ending.took_s),
     )
@@ -102,16 +104,3 @@ def _request_id(head: ResponseHead | None) -> str:
         if name == b"request-id":
             return value.decode("latin-1")
     return ""
-
-
-def _windows(head: ResponseHead | None) -> list[Window]:
-    if head is None:
-        return []
-    return [
-        Window(
-            name=w.name, utilization=w.utilization or 0.0, limit=w.limit or 0,
-            remaining=-1 if w.remaining is None else w.remaining,
-            resets_at_ms=int(w.resets_at.timestamp() * 1000) if w.resets_at is not None else 0, status=w.status,
-        )
-        for w in read_windows(head.headers)
-    ]
