@@ -260,3 +260,8 @@ def test_no_text_breaks_the_parsers(text: str) -> None:
     for parse in (parse_duration, parse_money, parse_time, parse_network):
         with contextlib.suppress(ValueError):
             assert parse(text) is not None
+
+
+def test_a_list_of_bad_entries_is_not_called_short() -> None:
+    [problem] = read("RelayKey", pools=["a/b/c"]).problems
+    assert problem.path == "spec.pools[0]"

@@ -177,8 +177,12 @@ _REASONS = {
 def violations(error: ValidationError, kind: str = "") -> list[tuple[FieldPath, str]]:
     """Return what a validation error says as (path, reason) pairs, in the order of the document's fields."""
     out: list[tuple[FieldPath, str]] = []
-    for found in error.errors(include_url=False, include_input=False):
+    all_found = error.errors(include_url=False, include_input=False)
+    with_bad_entries = {found["loc"][:-1] for found in all_found}
+    for found in all_found:
         path = found["loc"]
+        if found["type"] == "too_short" and path in with_bad_entries:
+            continue  # pydantic counts the good entries only
         if path[-1:] == ("[key]",):
             out.append((path[:-2], f"has the key {path[-2]!r}, which {_reason(found)}"))
         elif found["type"] == "rules":
