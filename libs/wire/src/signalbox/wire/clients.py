@@ -4,6 +4,7 @@ Sources: wire-facts §2 (session identity), contract §2 (order of session sourc
 """
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 from signalbox.wire.request import RequestFacts
 
@@ -29,13 +30,18 @@ MAX_SESSION_BYTES = 512
 
 def identify(headers: Mapping[bytes, bytes]) -> str:
     """Return the name of the client program by its own headers (lower-case names), or an empty string."""
-    agent = headers.get(b"user-agent", b"").lower()
-    for prefix, client in _BY_USER_AGENT:
-        if agent.startswith(prefix):
-            return client
+    client = _by_user_agent(headers.get(b"user-agent", b""))
+    if client:
+        return client
     if headers.get(b"originator", b"").lower().startswith(b"codex"):
         return CODEX
     return ""
+
+
+@lru_cache(maxsize=1024)
+def _by_user_agent(agent: bytes) -> str:
+    agent = agent.lower()
+    return next((client for prefix, client in _BY_USER_AGENT if agent.startswith(prefix)), "")
 
 
 def session_of(headers: Mapping[bytes, bytes], facts: RequestFacts) -> bytes:

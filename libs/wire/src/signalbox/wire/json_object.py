@@ -43,32 +43,43 @@ def members(text: bytes, interest: Iterable[str]) -> tuple[dict[str, bytes], dic
     except (RecursionError, UnicodeDecodeError):
         raise NotAnObject("nested too deeply, or not UTF-8") from None
     raw = {name: bytes(value) for name, value in parsed.items()}
-    places = _walk(text, raw)
+    places = _places_as_usual(text, raw) or _walk(text, raw)
     if places is None:
         _find_ambiguity(text, frozenset(interest))
         return raw, {}
     return raw, places
 
 
+def _places_as_usual(text: bytes, raw: dict[str, bytes]) -> dict[str, int] | None:
+    """Write the members down as nearly every client does, without white space or with Python's, and compare.
+
+    None where that is not the text: it is then spelt in another way, or holds more than was parsed.
+    """
+    names = [b'"' + name.encode() + b'":' for name in raw]
+    if not names:
+        return None
+    space = b" " if text.startswith(b" ", len(names[0]) + 1) else b""
+    written = [name + space + value for name, value in zip(names, raw.values(), strict=True)]
+    if b"{" + (b"," + space).join(written) + b"}" != text:
+        return None
+    places: dict[str, int] = {}
+    position = 1
+    for name, quoted, member in zip(raw, names, written, strict=True):
+        places[name] = position + len(quoted) + len(space)
+        position += len(member) + 1 + len(space)
+    return places
+
+
 def _walk(text: bytes, raw: dict[str, bytes]) -> dict[str, int] | None:
     """Step through the members as parsed; None where the text holds others, or names spelt with escapes."""
     places: dict[str, int] = {}
-    position, compact, spaced = 0, b'{"', b'{"'
+    position = 0
     for name, value in raw.items():
-        quoted = name.encode() + b'":'
-        # As nearly every client writes it, without white space or with Python's; all else goes by the grammar.
-        begin = position + len(compact) + len(quoted)
-        if not text.startswith(compact + quoted + value[:1], position):
-            begin += len(spaced) - len(compact) + 1
-            if not text.startswith(spaced + quoted + b" " + value[:1], position):
-                member = _MEMBER.match(text, position)
-                if member is None or member[1] != name.encode():
-                    return None
-                begin = member.end()
-        if not text.startswith(value, begin):
+        member = _MEMBER.match(text, position)
+        if member is None or member[1] != name.encode() or not text.startswith(value, member.end()):
             return None
-        places[name] = begin
-        position, compact, spaced = begin + len(value), b',"', b', "'
+        places[name] = member.end()
+        position = member.end() + len(value)
     return places if _END.match(text, position) else None
 
 

@@ -138,10 +138,11 @@ def _present(raw: dict[str, bytes], name: str) -> bool:
 
 
 def _string(raw: dict[str, bytes], name: str) -> str:
-    if not _present(raw, name):
+    value = raw.get(name, b"null")
+    if value == b"null":
         return ""
     try:
-        return _string_decoder.decode(raw[name])
+        return _string_decoder.decode(value)
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise RequestInvalid(f"{name}: Input should be a string", name) from None
 
