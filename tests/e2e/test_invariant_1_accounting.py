@@ -14,18 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.load import Load
-from tests.support.rig import (
-    LOAD_S,
-    ORPHAN_LIMIT_S,
-    RESTART_LIMIT_S,
-    SEEDS,
-    SERVICE_LIMIT_S,
-    SLACK_S,
-    Rig,
-    redis_command,
-    stopped,
-)
+from tests.support.rig import LOAD_S, SEEDS, Rig, redis_command, stopped
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -38,27 +27,6 @@ SCHEDULER_STOPPED_S = 16.5
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     with Rig(tmp_path_factory.mktemp("i1")) as made:
         yield made
-
-
-@contextmanager
-def under_load(
-    rig: Rig, seed: int, what: str, *, lasts_s: float = 2.0, gateway_dies: bool = False,
-) -> Iterator[tuple[Load, float]]:
-    """Run the body, which breaks something, amid load; then see the callers served again and everything agree."""
-    with rig.load(seed) as load:
-        held = load.hold(4, for_s=LOAD_S + lasts_s + 1.5)
-        time.sleep(LOAD_S)
-        broken_s = time.monotonic()
-        yield load, broken_s
-        back_s = rig.wait_serving(load, broken_s)
-        time.sleep(LOAD_S / 2)
-        streams = [stream.result(60) for stream in held]
-    saw = rig.check_callers(load.seen, connections_may_break=gateway_dies)
-    if not gateway_dies:
-        assert all(s.whole for s in streams), f"running streams were disturbed: {streams}"
-    found = rig.settled(by_s=max(broken_s + ORPHAN_LIMIT_S, time.monotonic() + 10) + SLACK_S)
-    print(f"\n{what}, seed {seed}: back after {back_s:.1f} s; callers {dict(saw)}; all so far {dict(found.counts)}")
-    assert back_s <= SERVICE_LIMIT_S
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -76,35 +44,34 @@ def test_client_hang_ups_and_failing_attempts(rig: Rig, seed: int) -> None:
 @pytest.mark.parametrize("room", ["scheduler", "usage", "token-refresher", "redis"])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_room_is_killed(rig: Rig, room: str, seed: int) -> None:
-    with under_load(rig, seed, f"{room} killed") as (_, broken_s):
+    with rig.under_load(seed, f"{room} killed") as broken_s:
         old = rig.instance.kill(room)
-        took_s = rig.wait_restarted(room, old, broken_s)
-        assert took_s <= RESTART_LIMIT_S + SLACK_S
+        rig.wait_restarted(room, old, broken_s)
 
 
 @pytest.mark.parametrize(("room", "for_s"), [("scheduler", SCHEDULER_STOPPED_S), ("usage", OUTAGE_S)])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_room_stands_still(rig: Rig, room: str, for_s: float, seed: int) -> None:
-    with under_load(rig, seed, f"{room} stopped for {for_s} s", lasts_s=for_s), stopped(rig.instance.room_pids(room)):
+    with rig.under_load(seed, f"{room} stopped for {for_s} s", lasts_s=for_s), stopped(rig.instance.room_pids(room)):
         time.sleep(for_s)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_redis_is_flushed(rig: Rig, seed: int) -> None:
-    with under_load(rig, seed, "Redis flushed"):
+    with rig.under_load(seed, "Redis flushed"):
         assert redis_command(rig.instance.data / "run" / "redis.sock", "FLUSHALL").startswith(b"+OK")
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_ledger_is_locked(rig: Rig, seed: int) -> None:
     database = rig.instance.data / "ledger" / "ledger.db"
-    with under_load(rig, seed, f"ledger locked for {OUTAGE_S} s", lasts_s=OUTAGE_S), _locked(database):
+    with rig.under_load(seed, f"ledger locked for {OUTAGE_S} s", lasts_s=OUTAGE_S), _locked(database):
         time.sleep(OUTAGE_S)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_one_of_two_gateways_is_killed(rig: Rig, seed: int) -> None:
-    with under_load(rig, seed, "a gateway killed", gateway_dies=True) as (_, broken_s):
+    with rig.under_load(seed, "a gateway killed", connections_may_break=True) as broken_s:
         killed = rig.instance.room_pids("gateway")[0]
         os.kill(killed, signal.SIGKILL)
         rig.wait_restarted("gateway", [killed], broken_s)

@@ -22,6 +22,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 AT_ONCE = 200
 FITS = 37
+_SLOW = "[[sim deltas=60 delta_delay_s=0.05]]"
 PERIODS = ("Minute", "Hour", "Day", "Week", "Month", "Total")
 
 
@@ -136,7 +137,7 @@ def test_counts_outlive_faults(rig: Rig, load: Load, damage: str) -> None:
     key = _key(damage)
     seen = race(load, key, FITS - 20)
     assert count(seen) == {"whole": FITS - 20}
-    running = [load.ask(message("[[sim deltas=60 delta_delay_s=0.05]]", stream=True, model=model_of_its_own()), key=key)
+    running = [load.ask(message(_SLOW, stream=True, model=model_of_its_own(), max_tokens=8192), key=key)
                for _ in range(5)]
     time.sleep(0.5)
     inflict(rig.instance)

@@ -197,14 +197,14 @@ class Load:
         self._thread.join(10)
         self._loop.close()
 
-    def ask(self, body: dict[str, Any], *, key: str | None = None) -> Future[Seen]:
-        """Begin one request; it is in `seen` as well once it has ended."""
-        return asyncio.run_coroutine_threadsafe(self._ask(body, key=key), self._loop)
+    def ask(self, body: dict[str, Any], *, key: str | None = None, **hang_up: float) -> Future[Seen]:
+        """Begin one request (see the function `ask`); it is in `seen` as well once it has ended."""
+        return asyncio.run_coroutine_threadsafe(self._ask(body, key=key, **hang_up), self._loop)
 
     def hold(self, streams: int, *, for_s: float) -> list[Future[Seen]]:
         """Begin healthy streams that last about `for_s` seconds."""
         prompt = f"Take your time. [[sim deltas={int(for_s * 20)} delta_delay_s=0.05]]"
-        bodies = [message(prompt, stream=True, model=model_of_its_own()) for _ in range(streams)]
+        bodies = [message(prompt, stream=True, model=model_of_its_own(), max_tokens=8192) for _ in range(streams)]
         return [self.ask(body) for body in bodies]
 
     # ------------------------------------------------------------------ in the thread

@@ -84,7 +84,31 @@ class Rig:
         """Wait until everything that was ever asked of this rig agrees; raise what does not."""
         return compare.settled(self.instance, self.sim, self.seen, KEY, by_s=by_s)
 
-    # ------------------------------------------------------------------ recovering
+    # ------------------------------------------------------------------ breaking and recovering
+
+    @contextmanager
+    def under_load(
+        self, seed: int, what: str, *, lasts_s: float = 2.0, connections_may_break: bool = False,
+    ) -> Iterator[float]:
+        """Run the body, which breaks something for `lasts_s`, amid load; yield when that began.
+
+        Raises unless callers saw only what they may, were served again in time, streams that were running went on
+        (where connections may not break), and everything agrees in the end.
+        """
+        with self.load(seed) as load:
+            held = load.hold(4, for_s=LOAD_S + lasts_s + 1.5)
+            time.sleep(LOAD_S)
+            broken_s = time.monotonic()
+            yield broken_s
+            back_s = self.wait_serving(load, broken_s)
+            time.sleep(LOAD_S / 2)
+            streams = [stream.result(60) for stream in held]
+        saw = self.check_callers(load.seen, connections_may_break=connections_may_break)
+        if not connections_may_break:
+            assert all(s.whole for s in streams), f"running streams were disturbed: {streams}"
+            assert all(s.ended_s > broken_s + lasts_s for s in streams), "these streams saw nothing of the fault"
+        found = self.settled(by_s=max(broken_s + ORPHAN_LIMIT_S, time.monotonic() + 10) + SLACK_S)
+        print(f"\n{what}, seed {seed}: back after {back_s:.1f} s; callers {dict(saw)}; all so far {dict(found.counts)}")
 
     def wait_restarted(self, room: str, old: list[int], since_s: float) -> float:
         """Wait until a room has new processes; return how long after `since_s` that was. Raises where it takes too long."""

@@ -1,0 +1,61 @@
+"""The comparison of truth and ledger finds what it is there to find: each kind of disagreement, made on purpose."""
+
+import copy
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.support.compare import compare
+from tests.support.load import Seen
+
+MODEL = "claude-sonnet-5-5-20000001"
+BODY = b"event: message_stop\ndata: {}\n\n"
+TRUTH: dict[str, Any] = {
+    "seq": 0, "request_id": "req_1", "account": "a", "model": MODEL, "status": 200, "stream": True, "behaviour": {},
+    "usage": {"input_tokens": 10, "output_tokens": 7}, "usage_final": True, "delta_bytes": 30, "outcome": "complete",
+    "sent_sha256": hashlib.sha256(BODY).hexdigest(),
+}
+ROW: dict[str, Any] = {
+    "request_id": "sbx_1", "attempt": 1, "account": "default/a", "model": MODEL, "served_model": MODEL, "outcome": "ok",
+    "reason": "", "upstream_request_id": "req_1", "estimated": False, "cost_usd": "0.00009", "input_tokens": 10,
+    "output_tokens": 7, "cache_write_5m_tokens": 0, "cache_write_1h_tokens": 0, "cache_read_tokens": 0,
+}
+SEEN = Seen(
+    model=MODEL, streamed=True, status=200, request_id="sbx_1", upstream_request_id="req_1", attempts=1, whole=True,
+    body=BODY,
+)
+
+Tamper = Callable[[list[dict[str, Any]], list[dict[str, Any]], Seen], Any]
+
+TAMPERED: dict[str, Tamper] = {
+    "no row": lambda truth, rows, seen: rows.clear(),
+    "row twice": lambda truth, rows, seen: rows.append(dict(rows[0])),
+    "another attempt that was never made, but charged": lambda truth, rows, seen: rows.append(
+        {**rows[0], "attempt": 2, "upstream_request_id": ""}),
+    "an unknown request": lambda truth, rows, seen: truth.clear(),
+    "a token too many": lambda truth, rows, seen: rows[0].update(output_tokens=8, cost_usd="0.0001"),
+    "a nano-dollar too much": lambda truth, rows, seen: rows[0].update(cost_usd="0.000090001"),
+    "another account": lambda truth, rows, seen: rows[0].update(account="default/b"),
+    "estimated though whole": lambda truth, rows, seen: rows[0].update(estimated=True),
+    "whole, not ok": lambda truth, rows, seen: rows[0].update(outcome="truncated"),
+    "ok, not whole": lambda truth, rows, seen: truth[0].update(outcome="cut", usage_final=False, delta_bytes=0),
+    "cut, rule not applied": lambda truth, rows, seen: (
+        truth[0].update(outcome="cut", usage_final=False, behaviour={"cut": {"how": "fin"}}),
+        rows[0].update(outcome="truncated", estimated=True)),
+    "an error that is charged": lambda truth, rows, seen: truth[0].update(status=500, usage=None),
+    "another byte": lambda truth, rows, seen: setattr(seen, "body", BODY + b"\n"),
+    "wrong number of attempts told": lambda truth, rows, seen: setattr(seen, "attempts", 2),
+}
+
+
+def test_what_agrees_is_not_complained_about() -> None:
+    assert not compare([TRUTH], [ROW], [SEEN]).problems
+
+
+@pytest.mark.parametrize("name", list(TAMPERED))
+def test_what_does_not_agree_is_found(name: str) -> None:
+    truth, rows, seen = [copy.deepcopy(TRUTH)], [copy.deepcopy(ROW)], copy.deepcopy(SEEN)
+    TAMPERED[name](truth, rows, seen)
+    assert compare(truth, rows, [seen]).problems
