@@ -22,11 +22,11 @@ run: setup ## serve: MANIFESTS=DIR [DATA=data] [PORT=8080]; without documents, t
 
 .PHONY: test
 test: setup-tests check ## install everything and run every test
-	@exec $(BIN)/pytest -n 2 --dist loadgroup -q
+	@exec $(BIN)/pytest -n 2 --dist loadfile -q
 
 .PHONY: test-fast
 test-fast: setup ## the fast tests (at most a minute)
-	@exec $(BIN)/pytest -q -n 2 -m "not slow"
+	@exec $(BIN)/pytest -q -n 2 --dist loadfile -m "not slow"
 
 .PHONY: setup-tests
 setup-tests:
