@@ -1,4 +1,4 @@
-"""The watched relay (tests/support/relay.py), one for each module that asks for it, as it was before every test."""
+"""The watched relay (tests/support/relay.py), shared by all modules that ask for it; each test finds it as new."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ import pytest
 from tests.support.relay import Relay, running
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Relay]:
     with running(tmp_path_factory.mktemp("relay")) as relay:
         yield relay
@@ -15,12 +15,14 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Relay]:
 
 @pytest.fixture
 def relay(watched: Relay) -> Relay:
-    """A relay of which nothing was asked yet; its accounts may rest from an earlier test."""
+    """A relay of which nothing was asked yet."""
     watched.reset()
     return watched
 
 
 @pytest.fixture
-def rested(relay: Relay) -> None:
-    """All accounts of the relay can serve."""
+def healed_afterwards(relay: Relay) -> Iterator[None]:
+    """For tests after which accounts rest: the next one finds them well again."""
+    yield
+    relay.sim.clear_script()
     relay.wait_well()

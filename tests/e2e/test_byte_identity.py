@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.relay import KEY, MODEL, Relay
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("relay")]
 
 SEEDS = range(20)
 TEXT = "Zürich, 東京, São Paulo. 🚦🚂 naïve café — “quoted” \\u0000 \\ud83d\\ude00 \r\n\r\ndata: not a frame\n\n"
@@ -145,7 +145,7 @@ def test_the_callers_own_errors_are_verbatim_and_asked_once(relay, error, stream
     assert len(relay.sim.truth()) == 1
 
 
-@pytest.mark.usefixtures("rested")
+@pytest.mark.usefixtures("healed_afterwards")
 @pytest.mark.parametrize("stream", [True, False])
 def test_the_last_of_lasting_faults_is_verbatim(relay, stream):
     relay.sim.script(*({"status": 529, "message": f"Overloaded, time {n}"} for n in range(3)))

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.relay import CLAUDE, KEY, Relayed, environment, needs_claude
 
-pytestmark = [pytest.mark.slow, needs_claude]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("relay"), needs_claude]
 
 CLIENT = "ClaudeCode"
 
@@ -82,7 +82,7 @@ def test_a_resumed_session_returns_to_its_account(relay, claude):
     assert accounts[0] != accounts[1], "another conversation, the other account"
 
 
-@pytest.mark.usefixtures("rested")
+@pytest.mark.usefixtures("healed_afterwards")
 def test_a_failover_is_invisible(relay, claude):
     relay.sim.script({"status": 500}, {"status": 500})
     assert claude("Hello")[-1]["is_error"] is False

@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.relay import KEY, MODEL, Relay
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("relay")]
 
 QUESTION = [{"role": "user", "content": "What does a signal box do?"}]
 WEATHER = {"name": "weather", "description": "The weather.", "input_schema": {
@@ -134,7 +134,7 @@ def test_the_relays_own_errors_have_the_sdks_types(relay):
     assert relay.sim.truth(path=None) == []
 
 
-@pytest.mark.usefixtures("rested")
+@pytest.mark.usefixtures("healed_afterwards")
 def test_a_failover_is_invisible(relay, client):
     relay.sim.script({"status": 500}, {"status": 529})
     assert client.messages.create(model=MODEL, max_tokens=64, messages=QUESTION).content
@@ -143,7 +143,7 @@ def test_a_failover_is_invisible(relay, client):
     assert [row["outcome"] for row in served.rows] == ["upstream_error", "upstream_error", "ok"]
 
 
-@pytest.mark.usefixtures("rested")
+@pytest.mark.usefixtures("healed_afterwards")
 def test_limited_accounts_say_when_and_the_sdk_comes_back_then(relay, client):
     relay.sim.script(standing={"status": 429, "retry_after": 3}, lasts_s=2)
     with pytest.raises(anthropic.RateLimitError) as raised:
@@ -157,7 +157,6 @@ def test_limited_accounts_say_when_and_the_sdk_comes_back_then(relay, client):
     assert served.exchange.request.header("x-stainless-retry-count") == "1"
 
 
-@pytest.mark.usefixtures("rested")
 def test_beta_features_and_unknown_fields_pass(relay, client):
     client.beta.messages.create(
         model=MODEL, max_tokens=64, messages=QUESTION, betas=["context-management-2025-06-27"],
@@ -173,7 +172,7 @@ def test_beta_features_and_unknown_fields_pass(relay, client):
     ({"cut": {"how": "fin", "at": "half"}}, "upstream_truncated", "truncated"),
     ({"error_event": {"at": "half"}}, "overloaded_error", "upstream_error"),
 ])
-@pytest.mark.usefixtures("rested")
+@pytest.mark.usefixtures("healed_afterwards")
 def test_a_broken_stream_raises(relay, client, behaviour, error_type, outcome):
     relay.sim.script(behaviour)
     with pytest.raises(anthropic.APIError, match=error_type):

