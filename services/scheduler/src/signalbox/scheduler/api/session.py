@@ -1,4 +1,4 @@
-"""One gateway's Session stream: each batch is decided as a whole and answered as a whole, in the order of arrival.
+"""One gateway's Session stream: what arrived while the batch before was decided is decided, and answered, as one batch.
 
 Settles that cannot be applied yet are answered later, by a push, once they can.
 """
@@ -17,6 +17,9 @@ from signalbox.v1.scheduler_pb2 import GatewayBatch, SchedulerBatch, SettleReque
 
 log = logs.logger(__name__)
 
+_MOST_WAITING = 4096
+_PAUSE_S = 0.005
+
 Context = grpc.aio.ServicerContext[GatewayBatch, SchedulerBatch]
 
 
@@ -30,13 +33,20 @@ class GatewaySession:
         self._context = context
         self._writing = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._waiting = GatewayBatch()
+        self._changed = asyncio.Event()
+        self._ended = False
         self.gateway_id = ""
 
     async def serve(self, batches: AsyncIterator[GatewayBatch]) -> None:
         """Answer batches until the gateway leaves."""
         try:
-            async for batch in batches:
-                await self._take(batch)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._answer_all())
+                async for batch in batches:
+                    await self._take(batch)
+                self._ended = True
+                self._changed.set()
         finally:
             self._sessions.leave(self)
             for task in self._tasks:
@@ -48,6 +58,19 @@ class GatewaySession:
             await self._write(SchedulerBatch())
             self._sessions.enter(self)
             log.info("gateway_connected", gateway=self.gateway_id)
+        self._waiting.MergeFrom(batch)
+        self._changed.set()
+        while len(self._waiting.admits) + len(self._waiting.settles) > _MOST_WAITING:
+            await asyncio.sleep(_PAUSE_S)  # gRPC's flow control slows the gateway down meanwhile
+
+    async def _answer_all(self) -> None:
+        while not self._ended or self._waiting.ByteSize():
+            await self._changed.wait()
+            self._changed.clear()
+            batch, self._waiting = self._waiting, GatewayBatch()
+            await self._answer(batch)
+
+    async def _answer(self, batch: GatewayBatch) -> None:
         answer, unsettled = await self._dispatcher.run(batch)
         if unsettled:
             self._spawn(self._settle_later(unsettled))

@@ -7,11 +7,38 @@
 -- Dimensions: 1 requests; 2 tokens (accounts: input tokens); 3 nano-dollars (accounts: output tokens).
 -- All numbers are integers below 2^53, which doubles hold exactly and redis.call writes with 17 digits. Buckets and
 -- milliseconds have fewer than 14, so that they may also be joined to names.
+--
+-- A call reads each counter once and writes what its operations added once, at its end: batches are about few keys.
 
 local BUCKETS = 60
 local WIDTH_MS = {Minute = 1000, Hour = 60000}
 local DAY_MS = 86400000
 local DIMENSIONS = 3
+local USED, RESERVED = {'u1', 'u2', 'u3'}, {'r1', 'r2', 'r3'}
+
+local opened, unwritten -- of the running call: counters by key; what was added, by key and field
+
+local function forget_counters()
+  opened, unwritten = {}, {}
+end
+
+local function write_counter(key)
+  local added = unwritten[key]
+  if added then
+    unwritten[key] = nil
+    for field, amount in pairs(added) do
+      if amount ~= 0 then
+        redis.call('HINCRBY', key, field, amount)
+      end
+    end
+  end
+end
+
+local function write_counters()
+  for key in pairs(unwritten) do
+    write_counter(key)
+  end
+end
 
 -- First day of the month that holds `day` (both counted from 1970-01-01), by the proleptic Gregorian calendar.
 local function month_start(day)
@@ -82,6 +109,10 @@ end
 
 -- The counter at `key`, brought up to `now`: {key, width, slot, ends, o, u = {..}, r = {..}}.
 local function open_counter(key, per, now)
+  if opened[key] then
+    return opened[key]
+  end
+  write_counter(key)
   local v = redis.call('HMGET', key, 'p', 'o', 'u1', 'u2', 'u3', 'r1', 'r2', 'r3')
   local c = {
     key = key, width = WIDTH_MS[per], o = tonumber(v[2]),
@@ -107,7 +138,24 @@ local function open_counter(key, per, now)
       c.u, c.r, c.o = {0, 0, 0}, {0, 0, 0}, nil
     end
   end
+  if not c.fresh then
+    opened[key] = c
+  end
   return c
+end
+
+-- Adds to the field of a sum, and of its bucket where there are any.
+local function increase(key, field, width, slot, amount)
+  local added = unwritten[key]
+  if not added then
+    added = {}
+    unwritten[key] = added
+  end
+  added[field] = (added[field] or 0) + amount
+  if width then
+    local bucket = field .. ':' .. slot
+    added[bucket] = (added[bucket] or 0) + amount
+  end
 end
 
 -- Adds to one dimension in the current period.
@@ -116,35 +164,36 @@ local function add(c, dim, used, reserved)
     if c.width and not c.o then c.o = c.slot end
     store_sums(c)
     c.fresh = false
+    opened[c.key] = c
   elseif c.width and not c.o then
     c.o = c.slot
     redis.call('HSET', c.key, 'o', c.o)
   end
-  for kind, amount in pairs({u = used, r = reserved}) do
-    if amount ~= 0 then
-      redis.call('HINCRBY', c.key, kind .. dim, amount)
-      if c.width then
-        redis.call('HINCRBY', c.key, kind .. dim .. ':' .. c.slot, amount)
-      end
-      c[kind][dim] = c[kind][dim] + amount
-    end
+  if used ~= 0 then
+    increase(c.key, USED[dim], c.width, c.slot, used)
+    c.u[dim] = c.u[dim] + used
+  end
+  if reserved ~= 0 then
+    increase(c.key, RESERVED[dim], c.width, c.slot, reserved)
+    c.r[dim] = c.r[dim] + reserved
   end
 end
 
 -- Adds to the period (bucket or calendar start) that an earlier grant was charged to; nothing where it has passed.
 local function adjust(key, per, slot, dim, used, reserved)
-  local p = tonumber(redis.call('HGET', key, 'p'))
-  local width = WIDTH_MS[per]
+  local c, width = opened[key], WIDTH_MS[per]
+  local p = c and c.slot or tonumber(redis.call('HGET', key, 'p'))
   if not p or (width and slot < p - BUCKETS) or (not width and slot ~= p) then
     return
   end
-  for kind, amount in pairs({u = used, r = reserved}) do
-    if amount ~= 0 then
-      redis.call('HINCRBY', key, kind .. dim, amount)
-      if width then
-        redis.call('HINCRBY', key, kind .. dim .. ':' .. slot, amount)
-      end
-    end
+  if used ~= 0 then
+    increase(key, USED[dim], width, slot, used)
+  end
+  if reserved ~= 0 then
+    increase(key, RESERVED[dim], width, slot, reserved)
+  end
+  if c then
+    c.u[dim], c.r[dim] = c.u[dim] + used, c.r[dim] + reserved
   end
 end
 
@@ -171,6 +220,7 @@ local function fits_at(c, dim, limit, need, now)
     end
     return c.ends
   end
+  write_counter(c.key)
   local fields, by_bucket, order = redis.call('HGETALL', c.key), {}, {}
   for i = 1, #fields, 2 do
     local of, bucket = string.match(fields[i], '^[ur](%d):(%d+)$')

@@ -40,10 +40,114 @@ local function write_token(head, request)
   return string.char(math.floor(length / 256), length % 256) .. packed .. request
 end
 
-local function lease_runs(id)
-  return redis.call('HEXISTS', LEASES, id) == 1
+-- Leases and numbers in flight are read once per call, and written together at its end.
+local leases, numbers                               -- as they are now, as far as the running call has looked
+local changed_leases, changed_numbers, changed_ends -- what Redis does not have yet; false: to be removed
+
+local function forget_changes()
+  leases, numbers = {}, {}
+  changed_leases, changed_numbers, changed_ends = {}, {}, {}
+  forget_counters()
 end
 
+-- A lease's token, false where it does not run.
+local function lease_of(id)
+  local token = leases[id]
+  if token == nil then
+    token = redis.call('HGET', LEASES, id)
+    leases[id] = token
+  end
+  return token
+end
+
+local function lease_runs(id)
+  return lease_of(id) ~= false
+end
+
+local function keep_lease(id, token)
+  leases[id], changed_leases[id] = token, token
+end
+
+-- When the reaper looks at a lease, Unix ms; false: never.
+local function set_end(id, at)
+  changed_ends[id] = at
+end
+
+local function drop_lease(id)
+  keep_lease(id, false)
+  set_end(id, false)
+end
+
+local function in_flight(field)
+  local number = numbers[field]
+  if not number then
+    number = tonumber(redis.call('HGET', NUMBERS, field)) or 0
+    numbers[field] = number
+  end
+  return number
+end
+
+-- Changes a number in flight, which never falls below 0, and returns it.
+local function count(field, change)
+  local number = math.max(in_flight(field) + change, 0)
+  numbers[field], changed_numbers[field] = number, number
+  return number
+end
+
+local MOST_ARGUMENTS = 4000 -- even, and well below what unpack can take
+
+local function call_with_all(command, key, arguments)
+  for first = 1, #arguments, MOST_ARGUMENTS do
+    redis.call(command, key, unpack(arguments, first, math.min(first + MOST_ARGUMENTS - 1, #arguments)))
+  end
+end
+
+local function write_leases()
+  local kept, dropped = {}, {}
+  for id, token in pairs(changed_leases) do
+    if token then
+      kept[#kept + 1] = id
+      kept[#kept + 1] = token
+    else
+      dropped[#dropped + 1] = id
+      dropped[#dropped + 1] = 'beat:' .. id
+    end
+  end
+  call_with_all('HDEL', LEASES, dropped)
+  call_with_all('HSET', LEASES, kept)
+end
+
+local function write_ends()
+  local kept, dropped = {}, {}
+  for id, at in pairs(changed_ends) do
+    if at then
+      kept[#kept + 1] = at
+      kept[#kept + 1] = id
+    else
+      dropped[#dropped + 1] = id
+    end
+  end
+  call_with_all('ZREM', EXPIRY, dropped)
+  call_with_all('ZADD', EXPIRY, kept)
+end
+
+local function write_numbers()
+  local changed = {}
+  for field, number in pairs(changed_numbers) do
+    changed[#changed + 1] = field
+    changed[#changed + 1] = number
+  end
+  call_with_all('HSET', NUMBERS, changed)
+end
+
+-- What is read past these tables, by key or by range, is right only after this.
+local function write_changes()
+  write_counters()
+  write_leases()
+  write_ends()
+  write_numbers()
+  changed_leases, changed_numbers, changed_ends = {}, {}, {}
+end
 
 -- What one request needs of a limit: {requests, tokens, nano-dollars}.
 local function need_of(q, limit)

@@ -18,25 +18,19 @@ local function reserve(name, c, per, bounds, need, charges)
   charges[#charges + 1] = charge
 end
 
--- The candidates' numbers in flight and health records, read at once.
+-- The candidates' health records, read at once: rests (two each) and benches.
 local function read_candidates(q)
-  local numbers, rests, benches = {}, {}, {}
   if not is_anyone_out() then
-    for i, cand in ipairs(q.cands) do
-      numbers[i] = 'a:' .. cand[1]
-    end
-    return redis.call('HMGET', NUMBERS, unpack(numbers)), {}, {}
+    return {}, {}
   end
+  local rests, benches = {}, {}
   for i, cand in ipairs(q.cands) do
     local account, group, class = cand[1], cand[2], cand[6]
-    numbers[i] = 'a:' .. account
     benches[i] = account
     rests[2 * i - 1] = group
     rests[2 * i] = rest_field(group, class)
   end
-  return redis.call('HMGET', NUMBERS, unpack(numbers)),
-    redis.call('HMGET', RESTS, unpack(rests)),
-    redis.call('HMGET', BENCHES, unpack(benches))
+  return redis.call('HMGET', RESTS, unpack(rests)), redis.call('HMGET', BENCHES, unpack(benches))
 end
 
 -- Why candidate `i` cannot be used now, until when, and (where it can) whether this request probes it.
@@ -52,7 +46,7 @@ local function unusable(q, i, known, now)
     probes = probes or probe
   end
   local most = cand[3]
-  if most > 0 and (tonumber(known.numbers[i]) or 0) >= most then
+  if most > 0 and in_flight('a:' .. cand[1]) >= most then
     return 'full', now + 1000
   end
   for j, cap in ipairs(cand[8]) do
@@ -211,11 +205,11 @@ local function grant(q, picked, known, counters, kept, request, now)
     end
   end
   if not kept then
-    redis.call('HINCRBY', NUMBERS, 'k:' .. q.key, 1)
+    count('k:' .. q.key, 1)
   end
-  local running = redis.call('HINCRBY', NUMBERS, 'a:' .. account, 1)
-  redis.call('HSET', LEASES, q.id, token)
-  redis.call('ZADD', EXPIRY, now + LEASE_TTL_MS, q.id)
+  local running = count('a:' .. account, 1)
+  keep_lease(q.id, token)
+  set_end(q.id, now + LEASE_TTL_MS)
   touched[account] = now
   keep_pin(q, pool, account, note)
   local first = known_first[q.key] and 0 or redis.call('HSETNX', FIRST_USES, q.key, now)
@@ -225,7 +219,7 @@ end
 
 -- `kept`: the key's slot is already taken by this request.
 local function admit(q, request, now, kept)
-  local existing = redis.call('HGET', LEASES, q.id)
+  local existing = lease_of(q.id)
   if existing then
     return {'again', existing}
   end
@@ -239,7 +233,7 @@ local function admit(q, request, now, kept)
       return {'deny', 'expired', 0, 0, 0, {}}
     end
   end
-  if q.most > 0 and not kept and (tonumber(redis.call('HGET', NUMBERS, 'k:' .. q.key)) or 0) >= q.most then
+  if q.most > 0 and not kept and in_flight('k:' .. q.key) >= q.most then
     return {'deny', 'concurrency', 0, now + 1000, 0, {}}
   end
   local counters = open_limits(q, q.limits, now)
@@ -251,7 +245,7 @@ local function admit(q, request, now, kept)
     return {'none'}
   end
   local known = {caps = {}, extras = {}}
-  known.numbers, known.rests, known.benches = read_candidates(q)
+  known.rests, known.benches = read_candidates(q)
   local picked, answer = choose(q, known, now)
   if not picked then
     return answer

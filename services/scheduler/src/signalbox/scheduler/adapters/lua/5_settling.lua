@@ -1,18 +1,5 @@
 -- Settling: reservations become facts, once, whatever was lost or came too late; what it means for the account.
 
-local function drop_lease(id)
-  redis.call('HDEL', LEASES, id, 'beat:' .. id)
-  redis.call('ZREM', EXPIRY, id)
-end
-
-local function free_slot(field)
-  local left = redis.call('HINCRBY', NUMBERS, field, -1)
-  if left < 0 then
-    redis.call('HSET', NUMBERS, field, 0)
-  end
-  return math.max(left, 0)
-end
-
 -- Whether the ledger's answer, from which the counters were rebuilt, already held an attempt of an earlier epoch.
 local function was_in_ledger(head, q)
   return head.e ~= epoch and q.ended > 0 and q.ended < asked_ms and gateways_delivered(q.gateway)
@@ -78,7 +65,7 @@ end
 
 -- Ends a lease; `keep_slot` leaves the key's slot taken. Repeating it changes nothing.
 local function settle(q, token, now, keep_slot)
-  local stored = redis.call('HGET', LEASES, q.id)
+  local stored = lease_of(q.id)
   if not stored then
     return settle_unknown(q, read_token(token), now)
   end
@@ -86,9 +73,9 @@ local function settle(q, token, now, keep_slot)
   head.id, head.admitted = q.id, head.t
   drop_lease(q.id)
   if not keep_slot then
-    free_slot('k:' .. head.key)
+    count('k:' .. head.key, -1)
   end
-  local running = free_slot('a:' .. head.account)
+  local running = count('a:' .. head.account, -1)
   if q.unused == 1 or was_in_ledger(head, q) then -- no row will tell of it, or one has told already
     charge(head, {0, 0, 0, 0}, -1, true)
   else
@@ -119,14 +106,14 @@ local function retry(q, token, request, now)
   local kind = answer[1]
   if kept and (kind == 'stale' or kind == 'pin' or (kind == 'none' and q.last == 0)) then
     redis.call('HSET', held, q.failed.id, q.key)
-    redis.call('ZADD', EXPIRY, now + LEASE_TTL_MS, q.failed.id)
+    set_end(q.failed.id, now + LEASE_TTL_MS)
     return answer
   end
   if kept then
     redis.call('HDEL', held, q.failed.id)
-    redis.call('ZREM', EXPIRY, q.failed.id)
+    set_end(q.failed.id, false)
     if kind ~= 'grant' and kind ~= 'again' then
-      free_slot('k:' .. q.key)
+      count('k:' .. q.key, -1)
     end
   end
   return answer

@@ -13,9 +13,9 @@ local function recreate(id, token, head, now)
       end
     end
   end
-  redis.call('HINCRBY', NUMBERS, 'k:' .. head.key, 1)
-  redis.call('HINCRBY', NUMBERS, 'a:' .. head.account, 1)
-  redis.call('HSET', LEASES, id, token)
+  count('k:' .. head.key, 1)
+  count('a:' .. head.account, 1)
+  keep_lease(id, token)
   redis.call('HDEL', 'sb:' .. head.e .. ':leases', id)
 end
 
@@ -27,7 +27,7 @@ local function beat(q, token, progress, now)
     end
     recreate(q.id, token, head, now)
   end
-  redis.call('ZADD', EXPIRY, now + LEASE_TTL_MS, q.id)
+  set_end(q.id, now + LEASE_TTL_MS)
   if progress ~= '' then
     redis.call('HSET', LEASES, 'beat:' .. q.id, progress)
   end
@@ -41,10 +41,10 @@ local function expired(q, now)
     local key = redis.call('HGET', own('held'), id)
     if key then
       redis.call('HDEL', own('held'), id)
-      redis.call('ZREM', EXPIRY, id)
-      free_slot('k:' .. key)
+      set_end(id, false)
+      count('k:' .. key, -1)
     else
-      out[#out + 1] = {id, redis.call('HGET', LEASES, id), redis.call('HGET', LEASES, 'beat:' .. id) or ''}
+      out[#out + 1] = {id, lease_of(id), redis.call('HGET', LEASES, 'beat:' .. id) or ''}
     end
   end
   return out

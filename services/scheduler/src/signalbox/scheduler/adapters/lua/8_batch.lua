@@ -45,6 +45,8 @@ local WHEN_OPEN = {
   expired = expired,
   reap = function(q, now, a) return reap(q, a, now) end,
 }
+-- Those that see what the call's earlier operations left unwritten; all others find it written.
+local SEE_CHANGES = {admit = true, retry = true, settle = true, beat = true}
 local ALWAYS = {
   beat = function(q, now, a, b) return beat(q, a, b, now) end,
   put = function(q, _, a) return put(q, a) end,
@@ -58,6 +60,9 @@ local ALWAYS = {
 }
 
 local function run(q, now, sound, open, a, b)
+  if not SEE_CHANGES[q.op] then
+    write_changes()
+  end
   if q.op == 'confirm' then
     return confirm()
   elseif q.op == 'begin' then
@@ -80,6 +85,7 @@ redis.register_function('@FUNCTION@', function(_, args)
   local e = redis.call('HMGET', 'sb:epoch', 'id', 'state', 'asked')
   use_epoch(e[1] or '')
   asked_ms, anyone_out, touched = tonumber(e[3]) or 0, nil, {}
+  forget_changes()
   registry_version = redis.call('GET', 'sb:version') or '0'
   local sound = e[1] and e[1] == confirmed and e[1] == args[1]
   local answers = {now}
@@ -87,13 +93,12 @@ redis.register_function('@FUNCTION@', function(_, args)
     local fine, answer = pcall(run, cmsgpack.unpack(args[i]), now, sound, e[2] == 'open', args[i + 1], args[i + 2])
     answers[#answers + 1] = fine and answer or {'error', tostring(answer)}
   end
+  write_changes()
   local dirty = {}
   for account, at in pairs(touched) do
     dirty[#dirty + 1] = at
     dirty[#dirty + 1] = account
   end
-  if #dirty > 0 then
-    redis.call('ZADD', DIRTY, unpack(dirty))
-  end
+  call_with_all('ZADD', DIRTY, dirty)
   return answers
 end)
