@@ -167,7 +167,7 @@ class Instance:
             for kept in self._kept:
                 if kept.died.done():
                     raise StartupError(kept.spec.name, kept.died.result())
-            if self._elapsed_s() > _UNUSABLE_AFTER_S:
+            if self._elapsed_s() > _UNUSABLE_AFTER_S - _CONNECTED_AFTER_S:  # who is silent from here on is noted
                 await self._give_up_if_unusable()
             await asyncio.sleep(_POLL_S)
         return True
@@ -182,7 +182,7 @@ class Instance:
         elapsed_s = self._elapsed_s()
         if any("does not answer" in missing.values() for _, missing in lacking) and elapsed_s < _SLOW_AFTER_S:
             self._silent_until_s = elapsed_s
-        if elapsed_s < self._silent_until_s + _CONNECTED_AFTER_S:
+        if elapsed_s < max(_UNUSABLE_AFTER_S, self._silent_until_s + _CONNECTED_AFTER_S):
             return
         for name, missing in lacking:
             raise StartupError(name, "; ".join(f"{need}: {why}" for need, why in missing.items()))
