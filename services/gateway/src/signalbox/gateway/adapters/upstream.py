@@ -41,6 +41,8 @@ class Connection(asyncio.Protocol):
         self.idle_since_s = 0.0
         self._headers: list[tuple[bytes, bytes]] = []
         self._parts: list[bytes] = []
+        self._whole_parts = 0
+        self.on_body = self._parts.append    # as most of a stream's calls do no more, they are spared a frame
         self._new_head: ResponseHead | None = None
         self._in_body = False
         self._until_close = False
@@ -143,13 +145,10 @@ class Connection(asyncio.Protocol):
         self._keep_alive = framed and self._parser.should_keep_alive()  # the parser forgets it at the message's end
         self._new_head = ResponseHead(status, self._headers, self._until_close)
 
-    def on_body(self, body: bytes) -> None:
-        if not self._complete:
-            self._parts.append(body)
-
     def on_message_complete(self) -> None:
-        if not self._informational:
+        if not self._informational and not self._complete:
             self._complete = True
+            self._whole_parts = len(self._parts)
 
     # ---------------------------------------------------------------- inside
 
@@ -157,12 +156,13 @@ class Connection(asyncio.Protocol):
         receiver, head, parts, whole = self._receiver, self._new_head, self._parts, self._complete
         if receiver is None or (head is None and not parts and not whole):
             return
+        if self._surplus:
+            del parts[self._whole_parts:]
         data = parts[0] if len(parts) == 1 else b"".join(parts)
+        parts.clear()
+        self._new_head = None
         if whole:
             self._retire()
-        else:
-            self._new_head = None
-            self._parts = []
         receiver.received(head, data, whole)
 
     def _retire(self) -> None:
@@ -174,8 +174,6 @@ class Connection(asyncio.Protocol):
             and self._keep_alive
             and self._transport.get_write_buffer_size() == 0  # an early answer leaves the request half sent
         )
-        self._parts = []
-        self._new_head = None
         self._in_body = self._until_close = self._complete = self._surplus = False
         self._bare_bytes = 0
         if reusable:
