@@ -30,6 +30,7 @@ ANSWER_WAIT_S = 5.0
 RECONNECT_FIRST_S = 0.05
 RECONNECT_MOST_S = 1.0
 SWEEP_EVERY_S = 0.25
+SETTLE_LINGER_S = 0.002    # nobody waits for a settle: it travels with the next question, or after this time
 
 Request = TypeVar("Request", pb.InspectRequest, pb.AdmitRequest, pb.RetryRequest)
 Response = TypeVar("Response", pb.InspectResponse, pb.AdmitResponse)
@@ -74,6 +75,7 @@ class SchedulerSession:
         self._seq = 0
         self._batch = _Batch()
         self._wanted = asyncio.Event()
+        self._lingering = False
         self._inspects: dict[int, _Asked[pb.InspectRequest, pb.InspectResponse]] = {}
         self._admits: dict[int, _Asked[pb.AdmitRequest, pb.AdmitResponse]] = {}
         self._retries: dict[int, _Asked[pb.RetryRequest, pb.AdmitResponse]] = {}
@@ -150,7 +152,14 @@ class SchedulerSession:
         request.seq = self._next_seq()
         self._settling[request.seq] = request.lease_id
         self._batch.settles.append(request)
-        self._wanted.set()
+        if not self._lingering:
+            self._lingering = True
+            self._loop.call_later(SETTLE_LINGER_S, self._end_linger)
+
+    def _end_linger(self) -> None:
+        self._lingering = False
+        if self._batch.settles:
+            self._wanted.set()
 
     def _send_heartbeats(self) -> None:
         if not self._leases:
