@@ -1,6 +1,7 @@
 """Reading a request: what is found, what is refused, and that no second reader could see something else."""
 
 import json
+import time
 
 import pytest
 from hypothesis import given
@@ -150,6 +151,24 @@ def test_depth_is_read_or_refused(depth: int, place: bytes) -> None:
     for opening, closing in ((b"[", b"]"), (b'{"content":', b"}"), (b'{"model":"b","y":', b"}")):
         facts, refusal = read(b'{"model":"a",' + place % (opening * depth + b"1" + closing * depth) + b"}")
         assert (facts is None) != (refusal is None)
+
+
+@pytest.mark.parametrize("rest", [
+    b',"a":{}' * 400_000, b"".join(b',"a%d":1' % i for i in range(200_000)), b',"\\u0061":1' * 200_000,
+])
+def test_a_large_body_made_to_be_slow_is_refused_soon(rest: bytes) -> None:
+    began_s = time.process_time()
+    with pytest.raises(RequestInvalid):
+        read_request(b'{"model":"a"' + rest + b"}")
+    assert time.process_time() - began_s < 0.5
+
+
+def test_white_space_does_not_make_the_seed_slow() -> None:
+    turn = b'{"role":"user","content":[{"cache_control":{},"x":1,' + b" " * 1_000_000 + b'"y":1}]}'
+    facts = read_request(b'{"model":"a","messages":[' + turn + b"]}")
+    began_s = time.process_time()
+    facts.conversation_seed()
+    assert time.process_time() - began_s < 0.5
 
 
 # ------------------------------------------------------------------ against a slow, obvious reader

@@ -16,6 +16,10 @@ _MEMBER = re.compile(rb'[ \t\r\n]*+[{,][ \t\r\n]*+"((?:[^"\\]++|\\.)*+)"[ \t\r\n
 _END = re.compile(rb"[ \t\r\n]*+\{?[ \t\r\n]*+\}")
 _KEY = re.compile(rb'"((?:[^"\\]++|\\.)*+)"[ \t\r\n]*+(:)?', re.DOTALL)
 _ESCAPE = b"\\u00"
+# Looking through names one by one takes a microsecond a byte, and whoever reads has others waiting. No client that
+# means well comes near either bound.
+_MAX_SEARCHED_BYTES = 1 << 20
+_MAX_MEMBERS = 10_000
 _decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -42,6 +46,8 @@ def members(text: bytes, interest: Iterable[str]) -> tuple[dict[str, bytes], dic
         raise NotAnObject(str(e)) from None
     except (RecursionError, UnicodeDecodeError):
         raise NotAnObject("nested too deeply, or not UTF-8") from None
+    if len(parsed) > _MAX_MEMBERS:
+        raise NotAnObject(f"it has more than {_MAX_MEMBERS} members")
     raw = {name: bytes(value) for name, value in parsed.items()}
     places = _places_as_usual(text, raw) or _walk(text, raw)
     if places is None:
@@ -85,6 +91,8 @@ def _walk(text: bytes, raw: dict[str, bytes]) -> dict[str, int] | None:
 
 def _find_ambiguity(text: bytes, interest: frozenset[str]) -> None:
     """Look at the top-level object's names one by one."""
+    if len(text) > _MAX_SEARCHED_BYTES:
+        raise NotAnObject("it is large, and repeats its members or spells their names with escapes")
     depth = 0
 
     def note(pairs: list[tuple[str, Any]]) -> list[str]:

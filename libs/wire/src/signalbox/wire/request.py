@@ -22,8 +22,9 @@ _OLD_SESSION = re.compile(r"_session_([0-9A-Za-z-]+)$")
 _string_decoder = msgspec.json.Decoder(str)
 # Places below the top level where a model that can serve may be named.
 _MODEL_PLACES = ("fallbacks", "context_management", "compaction")
-# Moves from turn to turn, so it is no part of what a conversation is known by.
-_CACHE_MARK = re.compile(rb',?\s*+"cache_control"\s*+:\s*+\{[^{}"]*+(?:"[^"\\]*+"[^{}"]*+)*+\}')
+# Moves from turn to turn, so it is no part of what a conversation is known by. White space is taken only after a
+# comma: begun at each of many spaces, the search would be quadratic.
+_CACHE_MARK = re.compile(rb'(?:,\s*+)?+"cache_control"\s*+:\s*+\{[^{}"]*+(?:"[^"\\]*+"[^{}"]*+)*+\}')
 
 
 class RequestInvalid(ValueError):
