@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 IN_FORCE_S = 2.0   # the contract's bound on a revocation; every other change is held to it too
 SLACK_S = 3.0
-ACCOUNTS = ("a", "b", "c", "full", "mapped", "opus", "paused", "draining", "expired", "ill", "still")
+ACCOUNTS = ("a", "b", "c", "full", "mapped", "opus", "paused", "draining", "expired", "ill", "still", "calm", "x", "y", "z")
 PAST = "2020-01-01T00:00:00Z"
 
 _numbers = itertools.count()
@@ -95,8 +95,8 @@ POOLS = [
     pool("at-rest", ["paused", "expired", "later"]),
     pool("only-draining", ["draining"]),
     pool("only-ill", ["ill"], failover={"maxAttempts": 1}),
-    pool("moving", ["a", "b", "c"]),
-    pool("staying", ["still", "b"], affinity={"mode": "Session", "onUnavailable": "Refuse"}),
+    pool("moving", ["x", "y", "z"]),
+    pool("staying", ["still", "calm"], affinity={"mode": "Session", "onUnavailable": "Refuse"}),
     pool("nobody", ["missing"]),
 ]
 WINDOWS = ("Minute", "Hour", "Day", "Week", "Month", "Total")
@@ -282,7 +282,7 @@ def test_a_conversation_that_must_not_move_is_refused(world: World) -> None:
     world.sim.script({"status": 429, "retry_after": 1}, account=home)
     refused = world.caller("staying").send(headers=session)
     assert (refused.status, refused.code, refused.headers.get("retry-after")) == (429, "pool_limited", "1")
-    assert world.served_by("staying") == "b"   # who has no such conversation is not held up
+    assert world.served_by("staying") == "calm"   # who has no such conversation is not held up
     eventually(lambda: world.served_by("staying", headers=session), within_s=1 + SLACK_S, wanted=lambda served: served == home)
 
 
