@@ -16,6 +16,7 @@ def generate(out: Path) -> None:
     """Write *_pb2.py, *_pb2.pyi, *_pb2_grpc.py and *_pb2_grpc.pyi below `out`."""
     protos = sorted(str(p.relative_to(ROOT / "proto")) for p in (ROOT / "proto" / "signalbox").rglob("*.proto"))
     args = ["protoc", f"-I{ROOT / 'proto'}", f"--python_out={out}", f"--pyi_out={out}"]
+    args.append(f"--plugin=protoc-gen-mypy_grpc={Path(sys.executable).with_name('protoc-gen-mypy_grpc')}")
     args += [f"--grpc_python_out={out}", f"--mypy_grpc_out=readable_stubs:{out}", *protos]
     if protoc.main(args) != 0:
         raise SystemExit("protoc failed")
