@@ -27,11 +27,14 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServicer):
         self.got: list[pb.GatewayBatch] = []
         self.outgoing: asyncio.Queue[pb.SchedulerBatch] = asyncio.Queue()
 
+    hung = False
+
     async def Session(self, request_iterator: AsyncIterator[pb.GatewayBatch], context: grpc.aio.ServicerContext):
         async def read() -> None:
             async for batch in request_iterator:
                 self.got.append(batch)
-                await self.outgoing.put(self.answer(batch))
+                if not self.hung:
+                    await self.outgoing.put(self.answer(batch))
 
         reading = asyncio.create_task(read())
         try:
@@ -48,6 +51,7 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServicer):
         for s in batch.settles:
             if not self.mute:
                 out.settles.append(pb.SettleResponse(seq=s.seq))
+        out.heartbeats.extend(pb.HeartbeatResponse(seq=h.seq) for h in batch.heartbeats)
         out.inspects.extend(pb.InspectResponse(seq=i.seq, key_id="k") for i in batch.inspects)
         return out
 
@@ -216,3 +220,35 @@ async def test_cancelling_ends_it_even_while_no_scheduler_is_there(tmp_path: Pat
         async with asyncio.timeout(3):
             await session.close(0)
         assert all(t.done() for t in tasks)
+
+
+async def test_a_scheduler_that_hangs_is_left_for_another(
+    connect: Connect, scheduler: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(scheduler_session, "PROBE_AFTER_S", 0.2)
+    monkeypatch.setattr(scheduler_session, "SILENT_LIMIT_S", 0.5)
+    monkeypatch.setattr(scheduler_session, "ANSWER_WAIT_S", 5.0)
+    other = Running(tmp_path / "b.sock", FakeScheduler("b"))
+    await other.start()
+    try:
+        session = await connect(scheduler.address, other.address)
+        first = (await session.admit(pb.AdmitRequest(request_id="r1"))).grant.account_id
+        (scheduler.fake if first == "a" else other.fake).hung = True
+        assert (await session.admit(pb.AdmitRequest(request_id="r2"))).grant.account_id != first
+    finally:
+        await other.stop()
+
+
+async def test_a_scheduler_that_only_takes_its_time_is_kept(
+    connect: Connect, scheduler: Running, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(scheduler_session, "PROBE_AFTER_S", 0.2)
+    monkeypatch.setattr(scheduler_session, "SILENT_LIMIT_S", 0.6)
+    monkeypatch.setattr(scheduler_session, "ANSWER_WAIT_S", 5.0)
+    session = await connect(scheduler.address)
+    await session.inspect(pb.InspectRequest())
+    scheduler.fake.mute = True
+    waiting = asyncio.ensure_future(session.admit(pb.AdmitRequest(request_id="r1")))
+    await asyncio.sleep(1.5)
+    assert sum(b.HasField("hello") for b in scheduler.fake.got) == 1
+    waiting.cancel()

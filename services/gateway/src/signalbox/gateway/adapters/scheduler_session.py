@@ -30,6 +30,9 @@ ANSWER_WAIT_S = 5.0
 RECONNECT_FIRST_S = 0.05
 RECONNECT_MOST_S = 1.0
 SWEEP_EVERY_S = 0.25
+# A scheduler that has been asked and says nothing is asked for a sign of life, then left for another.
+PROBE_AFTER_S = 1.0
+SILENT_LIMIT_S = 3.0
 SETTLE_LINGER_S = 0.002    # nobody waits for a settle: it travels with the next question, or after this time
 
 Request = TypeVar("Request", pb.InspectRequest, pb.AdmitRequest, pb.RetryRequest)
@@ -84,6 +87,8 @@ class SchedulerSession:
         self._leases: dict[str, OpenLease] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
+        self._call: SessionCall | None = None
+        self._spoke_s: float | None = None  # when something was first said since the scheduler was last heard
         self.connected = False
 
     def start(self) -> None:
@@ -190,6 +195,9 @@ class SchedulerSession:
                 log.info("scheduler_session_lost", why=e.details())
             except asyncio.InvalidStateError:
                 log.info("scheduler_session_lost", why="the stream ended while a batch was being written")
+            except asyncio.CancelledError:
+                _obey_cancellation()
+                log.warning("scheduler_session_lost", why="the scheduler was silent")
             _obey_cancellation()
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, RECONNECT_MOST_S)
@@ -198,9 +206,11 @@ class SchedulerSession:
         """Run one session until it ends; return whether the scheduler had answered at all."""
         writing: asyncio.Task[None] | None = None
         answered = False
+        self._call, self._spoke_s = call, self._loop.time()
         try:
             await call.write(pb.GatewayBatch(hello=pb.Hello(gateway_id=self._gateway_id, protocol="v1")))
             async for batch in call:
+                self._spoke_s = None
                 if not answered:
                     answered = True
                     self._begin_session()
@@ -210,6 +220,7 @@ class SchedulerSession:
                     break
         finally:
             self.connected = False
+            self._call = self._spoke_s = None
             if writing is not None:
                 writing.cancel()
             call.cancel()
@@ -237,6 +248,8 @@ class SchedulerSession:
                 await asyncio.sleep(0)
                 self._wanted.clear()
                 batch, self._batch = self._batch, _Batch()
+                if self._spoke_s is None:
+                    self._spoke_s = self._loop.time()
                 await call.write(batch.message())
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             call.cancel()
@@ -289,6 +302,17 @@ class SchedulerSession:
             _give_up(self._inspects, now_s)
             _give_up(self._admits, now_s)
             _give_up(self._retries, now_s)
+            self._watch_silence(now_s)
+
+    def _watch_silence(self, now_s: float) -> None:
+        """Notice a scheduler that hangs without dying; every batch but a late one is answered at once."""
+        silent_s = now_s - self._spoke_s if self._spoke_s is not None else 0.0
+        if silent_s > SILENT_LIMIT_S and self._call is not None:
+            self._spoke_s = None
+            self._call.cancel()
+        elif silent_s > PROBE_AFTER_S and self.connected:
+            self._batch.heartbeats.append(pb.HeartbeatRequest(seq=self._next_seq(), gateway_id=self._gateway_id))
+            self._wanted.set()
 
     def _spawn(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)
