@@ -44,11 +44,16 @@ class Metrics:
     def __init__(self) -> None:
         self._routes: dict[str, RouteMetrics] = {}
         self._attempts: dict[tuple[str, int], Counter] = {}
-        self.in_flight = IN_FLIGHT
+        self._in_flight = 0
+        IN_FLIGHT.set_function(lambda: self._in_flight)
+
+    def request_began(self) -> None:
+        """Count a request whose answer is not over."""
+        self._in_flight += 1
 
     def request_ended(self, order: Order, took_s: float) -> None:
         """Count a request that is over for its caller."""
-        self.in_flight.dec()
+        self._in_flight -= 1
         bound = self._routes.get(order.route)
         if bound is None:
             bound = self._routes.setdefault(order.route, RouteMetrics(order.route))

@@ -3,6 +3,7 @@
 import math
 from http import HTTPStatus
 
+from signalbox.core.ids import new_id
 from signalbox.gateway.api.exchange import Exchange, Header
 from signalbox.gateway.domain.events import ResponseHead
 from signalbox.gateway.domain.key_limits import ratelimit_headers
@@ -56,6 +57,17 @@ def send_defect(exchange: Exchange, order: Order) -> None:
         return
     body = envelope("api_error", "Signalbox failed on this request.", "internal_error", order.request_id)
     exchange.respond(500, [JSON, *marks(order), *exchange.date()], body)
+
+
+def to_unreadable(message: str) -> bytes:
+    """Return a whole answer, head and body, to what is no request, after which the connection ends."""
+    request_id = new_id("sbx_req_")
+    body = envelope("invalid_request_error", message, "request_invalid", request_id)
+    head = (
+        f"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+        f"x-signalbox-request-id: {request_id}\r\nconnection: close\r\n\r\n"
+    )
+    return head.encode() + body
 
 
 def render(refusal: Refusal, request_id: str) -> tuple[int, list[Header], bytes]:

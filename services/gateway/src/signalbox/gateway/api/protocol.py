@@ -12,13 +12,12 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from signalbox.core import logs
-from signalbox.core.ids import new_id
+from signalbox.gateway.api.answers import to_unreadable
 from signalbox.gateway.api.exchange import Exchange, Header
 from signalbox.gateway.api.routes import relayed_target
 from signalbox.gateway.domain.buffers import Buffers
 from signalbox.gateway.domain.caller import plain_address
 from signalbox.gateway.settings import GatewaySettings
-from signalbox.wire.errors import envelope
 
 log = logs.logger(__name__)
 
@@ -72,7 +71,7 @@ class RelayProtocol(HttpToolsProtocol):
         self._read_timer: asyncio.TimerHandle | None = None
         self._idle_timer: asyncio.TimerHandle
         self._idle_since_s = 0.0
-        self._peer_address: str | None = None
+        self._peer = ""
 
     @classmethod
     def bind(cls, relay: Relay, settings: GatewaySettings, buffers: Buffers) -> type["RelayProtocol"]:
@@ -83,6 +82,7 @@ class RelayProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._peer = plain_address(self.client[0]) if self.client else ""
         self._idle_since_s = self.loop.time()
         self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._idle_expired)
 
@@ -175,7 +175,7 @@ class RelayProtocol(HttpToolsProtocol):
             return
         self._offered_upgrade = False
         self._reading = _Reading.BODY
-        if self._head_bytes + self._feeding > MAX_HEAD_BYTES and len(self.url) + _size(self.headers) > MAX_HEAD_BYTES:
+        if self._head_bytes + self._feeding > MAX_HEAD_BYTES and self._head_size() > MAX_HEAD_BYTES:
             raise _Unserved(_HEAD_TOO_LARGE)
         length = self._read_framing()
         route, query = relayed_target(self.parser.get_method(), self.url)
@@ -185,7 +185,7 @@ class RelayProtocol(HttpToolsProtocol):
             super().on_headers_complete()
             return
         exchange = Exchange(
-            self, self.buffers, route=route, query=query, headers=self.headers, peer=self._peer(),
+            self, self.buffers, route=route, query=query, headers=self.headers, peer=self._peer,
             length=length, max_body=self.settings.max_body_bytes,
             expects_continue=self.expect_100_continue, keep_alive=self.parser.should_keep_alive(),
             http10=self.parser.get_http_version() == "1.0", now_s=self._reading_since_s,
@@ -209,6 +209,9 @@ class RelayProtocol(HttpToolsProtocol):
             elif name == b"expect" and value.lower() == b"100-continue":
                 self.expect_100_continue = True
         return length
+
+    def _head_size(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
 
     def _begin_for_application(self) -> None:
         """Let uvicorn lay out its scope, which relayed requests do without."""
@@ -266,11 +269,6 @@ class RelayProtocol(HttpToolsProtocol):
     def _exchanges(self) -> list[Exchange]:
         waiting: list[Any] = [cycle for cycle, _ in self.pipeline]
         return [cycle for cycle in (*waiting, self._active) if isinstance(cycle, Exchange)]
-
-    def _peer(self) -> str:
-        if self._peer_address is None:
-            self._peer_address = plain_address(self.client[0]) if self.client else ""
-        return self._peer_address
 
     # ---------------------------------------------------------------- exchange.Line
 
@@ -351,13 +349,7 @@ class RelayProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer in the caller's format rather than uvicorn's plain text."""
-        request_id = new_id("sbx_req_")
-        body = envelope("invalid_request_error", msg, "request_invalid", request_id)
-        head = (
-            f"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
-            f"x-signalbox-request-id: {request_id}\r\nconnection: close\r\n\r\n"
-        )
-        self.transport.write(head.encode() + body)
+        self.transport.write(to_unreadable(msg))
         self._linger()
 
     def _bound_reading(self, count: int) -> None:
@@ -403,7 +395,3 @@ class RelayProtocol(HttpToolsProtocol):
                 self.shutdown()
         else:
             self.transport.abort()
-
-
-def _size(headers: list[Header]) -> int:
-    return sum(len(name) + len(value) for name, value in headers)

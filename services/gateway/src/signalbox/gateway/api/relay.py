@@ -61,7 +61,7 @@ class RequestRelay:
     async def serve(self, exchange: Exchange) -> None:
         """Answer one request. Never raises, but for a cancellation that the caller's hanging up did not cause."""
         order = Order(exchange.request_id, exchange.route)
-        self._metrics.in_flight.inc()
+        self._metrics.request_began()
         try:
             await self._serve(exchange, order)
         except Refusal as refusal:

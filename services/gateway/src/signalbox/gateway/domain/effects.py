@@ -40,7 +40,7 @@ def _bench(reason: str) -> AccountEffect:
 
 
 NO_EFFECT = AccountEffect()
-_FINE = Meaning(Direction.NOWHERE, NO_EFFECT)
+FINE = Meaning(Direction.NOWHERE, NO_EFFECT)
 
 _BY_TROUBLE = {
     Trouble.UNREACHABLE: Meaning(Direction.ELSEWHERE, _cool("Unreachable")),
@@ -49,12 +49,12 @@ _BY_TROUBLE = {
     Trouble.CUT: Meaning(Direction.ELSEWHERE, _cool("Failing")),
     Trouble.SILENT: Meaning(Direction.ELSEWHERE, _cool("Failing")),
     Trouble.BROKEN: Meaning(Direction.ELSEWHERE, _cool("Failing")),
-    Trouble.OVERFLOW: _FINE,
-    Trouble.STOPPING: _FINE,
+    Trouble.OVERFLOW: FINE,
+    Trouble.STOPPING: FINE,
 }
 
 _BY_CLASS = {
-    ErrorClass.CALLER: _FINE,
+    ErrorClass.CALLER: FINE,
     ErrorClass.CONFLICT: Meaning(Direction.IN_PLACE, NO_EFFECT),
     ErrorClass.CREDENTIAL: Meaning(Direction.REFRESH, _bench("CredentialInvalid"), accounts_own=True),
     ErrorClass.BILLING: Meaning(Direction.ELSEWHERE, _bench("BillingError"), accounts_own=True),
@@ -74,7 +74,7 @@ def meaning_of(ending: Ending, sent_model: str, now_ms: int) -> Meaning:
     if ending.trouble is not None:
         return _BY_TROUBLE[ending.trouble]
     broke_off = ending.committed and ending.reason and ending.reason not in _OWN_ENDS
-    return Meaning(Direction.NOWHERE, _cool("Failing")) if broke_off else _FINE
+    return Meaning(Direction.NOWHERE, _cool("Failing")) if broke_off else FINE
 
 
 _OWN_ENDS = frozenset((Trouble.STOPPING.value, "client_gone"))

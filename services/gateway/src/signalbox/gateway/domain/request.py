@@ -6,7 +6,7 @@ Pure decisions over how attempts ended. Asking the scheduler for another account
 
 from dataclasses import dataclass
 
-from signalbox.gateway.domain.effects import NO_EFFECT, Direction, Meaning, meaning_of
+from signalbox.gateway.domain.effects import FINE, NO_EFFECT, Direction, meaning_of
 from signalbox.gateway.domain.events import Ending, ResponseHead, Trouble
 from signalbox.gateway.domain.refusal import Refusal, from_answer
 from signalbox.v1.common_pb2 import OUTCOME_TIMEOUT
@@ -41,7 +41,7 @@ class Course:
     def __init__(self) -> None:
         self._tried_in_place: set[str] = set()
         self._refreshed: set[str] = set()
-        self._meaning = Meaning(Direction.NOWHERE, NO_EFFECT)
+        self._meaning = FINE
         self.effect = NO_EFFECT
         self.needs_new_connection = False
         self.credential_version = ""     # that the last attempt was made with
