@@ -225,3 +225,16 @@ def test_any_bytes_give_facts_or_a_clear_refusal(noise: bytes) -> None:
     for text in (noise, b'{"model":"a",' + noise + b"}", b'{"model":"a","messages":' + noise + b"}"):
         facts, refusal = read(text)
         assert facts is not None or (refusal is not None and refusal.message)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"model":"m","tools":[' + b",".join([b'{"type":"x","model":"m"}'] * 2_000) + b"]}",
+        b'{"model":"m","fallbacks":[' + b",".join([b'{"model":"m"}'] * 60_000) + b"]}",
+        b'{"model":"m","messages":{' + b",".join(b'"a%d":{}' % n for n in range(60_000)) + b"}}",
+    ],
+)
+def test_a_body_of_very_many_small_values_is_refused_before_it_is_built(text: bytes) -> None:
+    with pytest.raises(RequestInvalid):
+        read_request(text)

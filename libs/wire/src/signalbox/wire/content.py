@@ -11,12 +11,13 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
-from signalbox.wire.json_object import tree
+from signalbox.wire.json_object import NotAnObject, tree
 
 RAW_LIST = msgspec.json.Decoder(list[Raw])
 
 # These describe or hold the caller's own data, not a model that can serve.
 _NO_MODELS_BELOW = frozenset(("input_schema", "input_examples", "input"))
+MAX_TYPED_TOOLS = 1_000
 _INTEREST = ("model", "type", "tool")
 # Typed tools that the caller runs itself; all other typed ones are run by the provider, and their results are input.
 _CALLER_RUN = ("custom", "bash_", "text_editor_", "computer_", "memory_", "browser_")
@@ -88,6 +89,8 @@ def read_tools(tools: bytes) -> tuple[bool, tuple[str, ...]]:
     typed = [i for i, head in enumerate(heads) if head.type is not None or head.model is not UNSET]
     if not typed:
         return False, ()
+    if len(typed) > MAX_TYPED_TOOLS:
+        raise NotAnObject(f"tools: more than {MAX_TYPED_TOOLS} have a type of their own")
     raw = RAW_LIST.decode(tools)
     models = tuple(model for i in typed for model in serving_models(bytes(raw[i])))
     return any(not _caller_runs(heads[i].type) for i in typed), models

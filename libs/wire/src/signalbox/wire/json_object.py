@@ -20,6 +20,8 @@ _ESCAPE = b"\\u00"
 # means well comes near either bound.
 _MAX_SEARCHED_BYTES = 1 << 20
 _MAX_MEMBERS = 10_000
+# Building a tree takes some 10 us a name, during which nothing else is served: a second is the most that a body may cost.
+_MAX_TREE_NODES = 100_000
 _decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -130,6 +132,8 @@ def tree(text: bytes, interest: Iterable[str]) -> Any:
     Raises NotAnObject; Ambiguous where a name of `interest` repeats or is escaped at any depth.
     """
     names = frozenset(interest)
+    if len(text) > _MAX_TREE_NODES and text.count(b'"') // 2 + text.count(b",") > _MAX_TREE_NODES:
+        raise NotAnObject("it holds too many values where models may be named")
 
     def check(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
