@@ -117,6 +117,17 @@ async def test_a_flush_is_healed_from_the_ledger(stage, make):
     assert state.first_used_at_ms == first_used_ms
 
 
+async def test_accounts_are_not_busy_with_what_a_flush_has_lost(stage, make):
+    stub = await serving(stage, make)
+    for _ in range(3):
+        assert (await stub.Admit(make.ask("ada"), timeout=5)).HasField("grant")
+    stage.redis.cli("FLUSHALL")
+    await stub.Settle(make.ended((await until_open(stub, make)).grant), timeout=5)
+    await asyncio.sleep(1.0)
+    listed = await stub.ListObjects(pb.ListObjectsRequest(kinds=["ClaudeAccount"], with_status=True), timeout=5)
+    assert [o.account.in_flight for o in listed.objects] == [0] * len(listed.objects)
+
+
 async def test_the_documents_are_put_again_by_whoever_knows_them(stage, make):
     stub = await serving(stage, make)
     stage.redis.cli("FLUSHALL")

@@ -14,6 +14,7 @@ class Gate:
         self._readiness = readiness
         self._opened = asyncio.Event()
         self.trouble = asyncio.Event()
+        self.openings = 0
 
     @property
     def is_open(self) -> bool:
@@ -27,6 +28,7 @@ class Gate:
     def open(self) -> None:
         """Decisions can be made."""
         self._readiness.ok(NEED)
+        self.openings += 1
         self.trouble.clear()
         self._opened.set()
 

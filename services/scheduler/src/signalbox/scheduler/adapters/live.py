@@ -36,12 +36,16 @@ class LiveRefresher:
         self._refresh_s = refresh_s
         self._noticed = asyncio.Event()
         self._seen_ms = 0
+        self._opening = 0
         self._told_over: set[str] = set()
 
     async def keep_fresh(self) -> None:
         """Refresh for ever, while the gate is open."""
         while True:
             await self._gate.wait_open()
+            if self._opening != self._gate.openings:
+                self._opening = self._gate.openings
+                self._forget()
             try:
                 await self._registry.refresh()
                 await self.refresh()
@@ -77,6 +81,12 @@ class LiveRefresher:
             await self._read_numbers(used)
             self._seen_ms = max(used.values())
         await self._read_health()
+
+    def _forget(self) -> None:
+        """Believe no number from before a trouble: leases may be gone, and what was being admitted was not."""
+        self._seen_ms = 0
+        for account in self._view.live.accounts.values():
+            account.in_flight = 0
 
     async def _read_numbers(self, used: dict[str, int]) -> None:
         live = self._view.live

@@ -15,6 +15,7 @@ local function recreate(id, token, head, now)
   end
   count('k:' .. head.key, 1)
   count('a:' .. head.account, 1)
+  touched[head.account] = now
   keep_lease(id, token)
   redis.call('HDEL', 'sb:' .. head.e .. ':leases', id)
 end
