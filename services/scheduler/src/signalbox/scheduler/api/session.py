@@ -18,7 +18,6 @@ from signalbox.v1.scheduler_pb2 import GatewayBatch, SchedulerBatch, SettleReque
 log = logs.logger(__name__)
 
 _MOST_WAITING = 4096
-_PAUSE_S = 0.005
 
 Context = grpc.aio.ServicerContext[GatewayBatch, SchedulerBatch]
 
@@ -35,6 +34,7 @@ class GatewaySession:
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiting = GatewayBatch()
         self._changed = asyncio.Event()
+        self._taken = asyncio.Event()
         self._ended = False
         self.gateway_id = ""
 
@@ -61,13 +61,15 @@ class GatewaySession:
         self._waiting.MergeFrom(batch)
         self._changed.set()
         while len(self._waiting.admits) + len(self._waiting.settles) > _MOST_WAITING:
-            await asyncio.sleep(_PAUSE_S)  # gRPC's flow control slows the gateway down meanwhile
+            self._taken.clear()
+            await self._taken.wait()  # gRPC's flow control slows the gateway down meanwhile
 
     async def _answer_all(self) -> None:
         while not self._ended or self._waiting.ByteSize():
             await self._changed.wait()
             self._changed.clear()
             batch, self._waiting = self._waiting, GatewayBatch()
+            self._taken.set()
             await self._answer(batch)
 
     async def _answer(self, batch: GatewayBatch) -> None:

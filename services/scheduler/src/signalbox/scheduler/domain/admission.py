@@ -10,7 +10,7 @@ from typing import Any, Final
 from signalbox.scheduler.domain import denials
 from signalbox.scheduler.domain.keycheck import check_key
 from signalbox.scheduler.domain.limits import limit_states
-from signalbox.scheduler.domain.operations import Candidate, Head, Retake, Settle, Take, read_token
+from signalbox.scheduler.domain.operations import NOTHING, Candidate, Head, Retake, Settle, Take, read_token
 from signalbox.scheduler.domain.policies import (
     ACCOUNT,
     KEY,
@@ -19,7 +19,6 @@ from signalbox.scheduler.domain.policies import (
     KeyLimit,
     KeyPolicy,
     PoolPolicy,
-    model_class,
 )
 from signalbox.scheduler.domain.rank import Ranked, Ranking, Wish, rank
 from signalbox.scheduler.domain.snapshot import PoolIndex
@@ -166,7 +165,7 @@ class Admission:
         assert key is not None
         counts = r.route != COUNT_TOKENS
         self._limits, limits = key.limits_for(r.model) if counts else ((), ())
-        worst, usual, sizes = self._amounts(key, candidates) if counts else ((0, 0), (0, 0), (0, 0))
+        worst, usual, sizes = self._amounts(key, candidates) if counts else (NOTHING, NOTHING, NOTHING)
         used = list(dict.fromkeys(c.pool for c in candidates))
         slots = {position: i + 1 for i, position in enumerate(used)}
         pools = [self._indexes[p].pool for p in used]
@@ -204,18 +203,14 @@ class Admission:
         extra: tuple[Any, ...] = ()
         if counts and c.sends != self.request.model and self._key is not None and self._key.limits:
             extra = tuple(x for x in self._key.limits_for(c.sends)[1] if x not in limits)
-        a = c.account
-        return Candidate(
-            a.id, a.group, a.max_concurrency, pool, c.sends, model_class(c.sends), extra, a.caps if counts else (),
-            int(a.draining),
-        )
+        return c.account.candidate(pool, c.sends, extra, counts=counts)
 
     def _amounts(self, key: KeyPolicy, candidates: list[Ranked]) -> tuple[tuple[int, int], ...]:
         """Return the worst case, the usual case (tokens, cost) and the sizes for accounts' caps (input, output)."""
         r = self.request
-        sizes = (r.input_bytes // 4, r.max_tokens) if any(c.account.caps for c in candidates) else (0, 0)
+        sizes = (r.input_bytes // 4, r.max_tokens) if any(c.account.caps for c in candidates) else NOTHING
         if not key.measures_amounts:
-            return (0, 0), (0, 0), sizes
+            return NOTHING, NOTHING, sizes
         worst = self.view.prices.worst_case(r.model, r.input_bytes, r.max_tokens)
         usual = self.view.estimates.usual(key.id, r.model, r.input_bytes, r.max_tokens, worst)
         return worst, usual, sizes
@@ -293,13 +288,15 @@ class Admission:
     def _grant(
         self, account: AccountPolicy, pool: PoolPolicy, token: bytes, *, attempt: int, send_model: str,
     ) -> Grant:
-        return Grant(
-            lease_id=lease_id(self.request.request_id, attempt), lease_token=token, attempt=attempt,
-            key_id=self._key.id if self._key else "", owner=self._key.owner if self._key else "",
-            account_id=account.id, pool_id=pool.id, provider=account.provider, base_url=account.base_url,
-            send_model=send_model, has_proxy=account.proxied, max_attempts=pool.max_attempts,
-            attempts_left=max(0, pool.max_attempts - attempt), timeouts=pool.timeouts, lease_ttl_ms=LEASE_TTL_MS,
-        )
+        grant = Grant()
+        grant.CopyFrom(account.grant_in(pool))
+        grant.lease_ttl_ms = LEASE_TTL_MS
+        grant.lease_id, grant.lease_token = lease_id(self.request.request_id, attempt), token
+        grant.attempt, grant.attempts_left = attempt, max(0, pool.max_attempts - attempt)
+        grant.send_model = send_model
+        if self._key:
+            grant.key_id, grant.owner = self._key.id, self._key.owner
+        return grant
 
     def _granted_before(self, token: bytes) -> None:
         """Answer a repeated call with the lease that the first one created."""
@@ -372,9 +369,6 @@ class Admission:
             {
                 "id": lease_id(self.request.request_id, self._attempt), "key": head.key_id, "owner": head.owner,
                 "attempt": self._attempt, "tried": self._tried, "version": str(self.view.snapshot.version),
-                "names": [], "versions": [], "life": 0, "most": 0,
-                "counts": 0, "limits": (), "usual": (0, 0), "worst": (0, 0), "sizes": (0, 0), "cands": [], "pools": [],
-                "session": "", "pin_ttl": 0, "hint": "", "hint_state": "", "refuse": 0, "bound": 0,
             },
             last=True,
         )

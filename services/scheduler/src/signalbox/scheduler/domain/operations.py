@@ -9,6 +9,11 @@ import msgspec
 
 encode: Final = msgspec.msgpack.Encoder().encode
 NEVER_MS: Final = 9_000_000_000_000
+NOTHING: Final = (0, 0)
+"""Neither tokens nor cost."""
+
+
+NO_EFFECT: Final = ("", "", 0, "", 0.0)
 
 
 class Limit(msgspec.Struct, array_like=True, frozen=True):
@@ -45,7 +50,7 @@ class Candidate(msgspec.Struct, array_like=True, frozen=True):
     draining: int
 
 
-class Take(msgspec.Struct, tag_field="op", tag="admit", kw_only=True):
+class Take(msgspec.Struct, tag_field="op", tag="admit", kw_only=True, omit_defaults=True):
     """Admit a request to the first candidate that has room.
 
     `version` is the registry's as the caller knows it; where `names` are given, their `versions` decide instead.
@@ -53,35 +58,35 @@ class Take(msgspec.Struct, tag_field="op", tag="admit", kw_only=True):
     `sizes` (input, output tokens) for accounts' caps. `pools` are (id, pin's time to live, 1 where a pin whose account
     cannot serve refuses). `session` is the pin's name; `hint` the pinned account as far as known. Where that is no
     candidate, `hint_state` says why (elsewhere: serve elsewhere and leave the pin; anything else moves or refuses it)
-    and `refuse` what its pool says.
+    and `refuse` what its pool says. The functions know the defaults too (lua/3_common.lua): they are not sent.
     """
 
     id: str
     key: str
     owner: str
     attempt: int
-    tried: tuple[str, ...]
+    tried: tuple[str, ...] = ()
     version: str
-    names: list[str]
-    versions: list[str]
-    life: int
-    most: int
-    counts: int
-    limits: tuple[Limit, ...]
-    usual: tuple[int, int]
-    worst: tuple[int, int]
-    sizes: tuple[int, int]
-    cands: list[Candidate]
-    pools: list[tuple[str, int, int]]
-    session: str
-    pin_ttl: int
-    hint: str
-    hint_state: str
-    refuse: int
-    bound: int
+    names: list[str] = []
+    versions: list[str] = []
+    life: int = 0
+    most: int = 0
+    counts: int = 0
+    limits: tuple[Limit, ...] = ()
+    usual: tuple[int, int] = NOTHING
+    worst: tuple[int, int] = NOTHING
+    sizes: tuple[int, int] = NOTHING
+    cands: list[Candidate] = []
+    pools: list[tuple[str, int, int]] = []
+    session: str = ""
+    pin_ttl: int = 0
+    hint: str = ""
+    hint_state: str = ""
+    refuse: int = 0
+    bound: int = 0
 
 
-class Settle(msgspec.Struct, tag_field="op", tag="settle", kw_only=True):
+class Settle(msgspec.Struct, tag_field="op", tag="settle", kw_only=True, omit_defaults=True):
     """End a lease. `effect` is (kind, reason, until, model class, jitter 0..1); `windows` are names and values."""
 
     id: str
@@ -89,7 +94,7 @@ class Settle(msgspec.Struct, tag_field="op", tag="settle", kw_only=True):
     cost: int = 0
     input: int = 0
     output: int = 0
-    effect: tuple[str, str, int, str, float] = ("", "", 0, "", 0.0)
+    effect: tuple[str, str, int, str, float] = NO_EFFECT
     ok: int = 0
     ended: int = 0
     gateway: str = ""

@@ -14,8 +14,8 @@ from signalbox.core.clock import to_ms
 from signalbox.core.globs import allowed, matches_any
 from signalbox.resources.compiled import CompiledAccount, CompiledKey, CompiledLimit, CompiledPool
 from signalbox.resources.models import AffinityMode, OnUnavailable
-from signalbox.scheduler.domain.operations import Cap, Limit
-from signalbox.v1.scheduler_pb2 import Timeouts
+from signalbox.scheduler.domain.operations import Candidate, Cap, Limit
+from signalbox.v1.scheduler_pb2 import Grant, Timeouts
 
 ACCOUNT, POOL, KEY = "ClaudeAccount", "AccountPool", "RelayKey"
 KINDS = (ACCOUNT, POOL, KEY)
@@ -23,6 +23,7 @@ KINDS = (ACCOUNT, POOL, KEY)
 # Model families that providers limit apart from one another; every other model counts as a family of its own.
 MODEL_CLASSES = ("opus", "sonnet", "haiku", "fable", "mythos")
 _MOST_CACHED_MODELS = 256
+_MOST_CACHED_GRANTS = 64
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -151,6 +152,8 @@ class AccountPolicy:
     proxied: bool
     expires_at_ms: int
     _sent: dict[str, str | None] = field(default_factory=dict, repr=False, compare=False)
+    _candidates: dict[tuple[int, str, bool], Candidate] = field(default_factory=dict, repr=False, compare=False)
+    _grants: dict[tuple[str, str], Grant] = field(default_factory=dict, repr=False, compare=False)
 
     def sends(self, model: str) -> str | None:
         """Return the name under which the account serves `model`, None where it does not."""
@@ -170,6 +173,31 @@ class AccountPolicy:
         if self.expires_at_ms and now_ms >= self.expires_at_ms:
             return "Expired"
         return "" if self.ready else self.reason
+
+    def candidate(self, pool: int, sends: str, limits: tuple[Limit, ...], *, counts: bool) -> Candidate:
+        """Return the account as the Redis functions take it; `limits` are those that only the name sent falls under."""
+        known = self._candidates.get((pool, sends, counts)) if not limits else None
+        if known is None:
+            known = Candidate(
+                self.id, self.group, self.max_concurrency, pool, sends, model_class(sends), limits,
+                self.caps if counts else (), int(self.draining),
+            )
+            if not limits and len(self._candidates) < _MOST_CACHED_MODELS:
+                self._candidates[pool, sends, counts] = known
+        return known
+
+    def grant_in(self, pool: "PoolPolicy") -> Grant:
+        """Return what all grants of the account in a pool have in common; to be copied, not changed."""
+        known = self._grants.get((pool.id, pool.version))
+        if known is None:
+            known = Grant(
+                account_id=self.id, pool_id=pool.id, provider=self.provider, base_url=self.base_url,
+                has_proxy=self.proxied, max_attempts=pool.max_attempts, timeouts=pool.timeouts,
+            )
+            if len(self._grants) >= _MOST_CACHED_GRANTS:
+                self._grants.clear()  # the pool has changed that often
+            self._grants[pool.id, pool.version] = known
+        return known
 
     @cached_property
     def salt(self) -> int:

@@ -4,7 +4,7 @@ import random
 from typing import Final
 
 from signalbox.scheduler.domain.admission import COUNT_TOKENS
-from signalbox.scheduler.domain.operations import NEVER_MS, Head, Reap, Settle, measures_amounts, read_token
+from signalbox.scheduler.domain.operations import NEVER_MS, NO_EFFECT, Head, Reap, Settle, measures_amounts, read_token
 from signalbox.scheduler.domain.policies import model_class
 from signalbox.scheduler.domain.view import View
 from signalbox.v1.common_pb2 import OUTCOME_CLIENT_GONE, OUTCOME_OK, TokenUsage, Window
@@ -59,7 +59,7 @@ def _facts(
 def _effect(effect: AccountEffect) -> tuple[str, str, int, str, float]:
     kind = _KINDS.get(effect.kind, "")
     if not kind:
-        return "", "", 0, "", 0.0
+        return NO_EFFECT
     until_ms = NEVER_MS if kind == "bench" and effect.reason in _NOT_PROBED else effect.until_ms
     scope = model_class(effect.model_class) if effect.model_class else ""
     return kind, effect.reason, until_ms, scope, random.random()

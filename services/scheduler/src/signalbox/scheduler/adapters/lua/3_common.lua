@@ -149,6 +149,22 @@ local function write_changes()
   changed_leases, changed_numbers, changed_ends = {}, {}, {}
 end
 
+-- What is not said of an operation; domain/operations.py has the same defaults.
+local UNSAID = {__index = {
+  tried = {}, names = {}, versions = {}, life = 0, most = 0, counts = 0, limits = {}, usual = {0, 0}, worst = {0, 0},
+  sizes = {0, 0}, cands = {}, pools = {}, session = '', pin_ttl = 0, hint = '', hint_state = '', refuse = 0, bound = 0,
+  tokens = 0, cost = 0, input = 0, output = 0, effect = {'', '', 0, '', 0}, ok = 0, ended = 0, gateway = '', unused = 0,
+  windows = {},
+}}
+
+local function read_operation(packed)
+  local q = setmetatable(cmsgpack.unpack(packed), UNSAID)
+  if q.failed then
+    setmetatable(q.failed, UNSAID)
+  end
+  return q
+end
+
 -- What one request needs of a limit: {requests, tokens, nano-dollars}.
 local function need_of(q, limit)
   local amount = limit[6] == 1 and q.worst or q.usual

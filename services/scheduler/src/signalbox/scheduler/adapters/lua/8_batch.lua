@@ -59,7 +59,8 @@ local ALWAYS = {
   finish = finish,
 }
 
-local function run(q, now, sound, open, a, b)
+local function run(packed, now, sound, open, a, b)
+  local q = read_operation(packed)
   if not SEE_CHANGES[q.op] then
     write_changes()
   end
@@ -90,7 +91,7 @@ redis.register_function('@FUNCTION@', function(_, args)
   local sound = e[1] and e[1] == confirmed and e[1] == args[1]
   local answers = {now}
   for i = 2, #args, 3 do
-    local fine, answer = pcall(run, cmsgpack.unpack(args[i]), now, sound, e[2] == 'open', args[i + 1], args[i + 2])
+    local fine, answer = pcall(run, args[i], now, sound, e[2] == 'open', args[i + 1], args[i + 2])
     answers[#answers + 1] = fine and answer or {'error', tostring(answer)}
   end
   write_changes()
