@@ -20,7 +20,7 @@ _ESCAPE = b"\\u00"
 # means well comes near either bound.
 _MAX_SEARCHED_BYTES = 1 << 20
 _MAX_MEMBERS = 10_000
-# Building a tree takes some 10 us a name, during which nothing else is served: a second is the most that a body may cost.
+# Building a tree takes some 10 us a name, and nothing else is served meanwhile: a body may cost a second at most.
 _MAX_TREE_NODES = 100_000
 _decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
