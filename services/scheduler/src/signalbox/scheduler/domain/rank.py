@@ -8,6 +8,7 @@ cost no more than small ones and bursts spread; pools up to that size are looked
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from signalbox.scheduler.domain.policies import AccountPolicy, model_class
 from signalbox.scheduler.domain.snapshot import PoolIndex
@@ -46,8 +47,7 @@ class Turns:
         self._served[key] = self._served.get(key, 0.0) + times / account.weight
 
 
-@dataclass(frozen=True, slots=True)
-class Ranked:
+class Ranked(NamedTuple):
     """One candidate. `pool` indexes the ranked pools; `score`: lower is better, unit by strategy."""
 
     account: AccountPolicy
