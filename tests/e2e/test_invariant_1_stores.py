@@ -106,5 +106,3 @@ def test_a_redis_of_ones_own_is_killed(tmp_path: Path, redis: RedisServer, seed:
             redis.kill()
             time.sleep(AWAY_S)
             redis.start()
-        with rig.under_load(seed, "own Redis flushed"):
-            assert redis_command(redis.address, "FLUSHALL", password=PASSWORD).startswith(b"+OK")
