@@ -32,6 +32,8 @@ RECONNECT_MOST_S = 1.0
 SWEEP_EVERY_S = 0.25
 # A scheduler that has been asked and says nothing is asked for a sign of life, then left for another.
 PROBE_AFTER_S = 1.0
+# While a batch is unanswered the next one gathers, but no longer than this: an answer may wait for an account.
+GATHER_S = 0.01
 SILENT_LIMIT_S = 3.0
 SETTLE_LINGER_S = 0.002    # nobody waits for a settle: it travels with the next question, or after this time
 
@@ -88,6 +90,7 @@ class SchedulerSession:
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         self._call: SessionCall | None = None
+        self._heard = asyncio.Event()
         self._spoke_s: float | None = None  # when something was first said since the scheduler was last heard
         self.connected = False
 
@@ -211,6 +214,7 @@ class SchedulerSession:
             await call.write(pb.GatewayBatch(hello=pb.Hello(gateway_id=self._gateway_id, protocol="v1")))
             async for batch in call:
                 self._spoke_s = None
+                self._heard.set()
                 if not answered:
                     answered = True
                     self._begin_session()
@@ -246,7 +250,12 @@ class SchedulerSession:
             while True:
                 await self._wanted.wait()
                 await asyncio.sleep(0)
+                if not self._heard.is_set():
+                    hurry = self._loop.call_later(GATHER_S, self._heard.set)
+                    await self._heard.wait()
+                    hurry.cancel()
                 self._wanted.clear()
+                self._heard.clear()
                 batch, self._batch = self._batch, _Batch()
                 if self._spoke_s is None:
                     self._spoke_s = self._loop.time()
