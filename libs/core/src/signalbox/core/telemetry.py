@@ -26,7 +26,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
-disable_created_metrics()  # they double the page and say nothing that a process's start time does not
+disable_created_metrics()  # type: ignore[no-untyped-call]  # they double the page and say nothing that a process's start time does not
 
 
 class Readiness:
