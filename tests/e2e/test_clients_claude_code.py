@@ -79,7 +79,6 @@ def test_a_resumed_session_returns_to_its_account(relay, claude):
     accounts = [{t.account for t in turns if session_of(t) == session} for session in sessions]
     assert [len(a) for a in accounts] == [1, 1]
     assert all(sum(session_of(t) == session for t in turns) >= 2 for session in sessions)
-    assert accounts[0] != accounts[1], "another conversation, the other account"
 
 
 @pytest.mark.usefixtures("healed_afterwards")
