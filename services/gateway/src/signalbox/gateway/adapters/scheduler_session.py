@@ -35,7 +35,7 @@ PROBE_AFTER_S = 1.0
 # While a batch is unanswered the next one gathers, but no longer than this: an answer may wait for an account.
 GATHER_S = 0.01
 SILENT_LIMIT_S = 3.0
-SETTLE_LINGER_S = 0.002    # nobody waits for a settle: it travels with the next question, or after this time
+SETTLE_LINGER_S = 0.025    # nobody waits for a settle: it goes with, and before, the next question, or after this time
 
 Request = TypeVar("Request", pb.InspectRequest, pb.AdmitRequest, pb.RetryRequest)
 Response = TypeVar("Response", pb.InspectResponse, pb.AdmitResponse)
