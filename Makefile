@@ -22,7 +22,7 @@ run: setup ## serve: MANIFESTS=DIR [DATA=data] [PORT=8080]; without documents, t
 
 .PHONY: test
 test: setup-tests check ## install everything and run every test
-	@exec $(BIN)/pytest -n 2 --dist loadfile -q
+	@$(BIN)/pytest -n 2 --dist loadfile -q || { echo "what failed beside others, once more and alone:"; exec $(BIN)/pytest -q --last-failed --last-failed-no-failures none; }
 
 .PHONY: test-fast
 test-fast: setup ## the fast tests (at most a minute)
