@@ -45,6 +45,10 @@ TAMPERED: dict[str, Tamper] = {
         truth[0].update(outcome="cut", usage_final=False, behaviour={"cut": {"how": "fin"}}),
         rows[0].update(outcome="truncated", estimated=True)),
     "an error that is charged": lambda truth, rows, seen: truth[0].update(status=500, usage=None),
+    "a charge for an attempt that failed before its first content": lambda truth, rows, seen: (
+        truth.insert(0, {**truth[0], "seq": -1, "request_id": "req_0", "outcome": "cut", "usage_final": False}),
+        rows.insert(0, {**rows[0], "upstream_request_id": "req_0", "outcome": "truncated"}),
+        rows[1].update(attempt=2), setattr(seen, "attempts", 2)),
     "another byte": lambda truth, rows, seen: setattr(seen, "body", BODY + b"\n"),
     "wrong number of attempts told": lambda truth, rows, seen: setattr(seen, "attempts", 2),
 }

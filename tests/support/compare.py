@@ -134,6 +134,8 @@ def bounds(truth: Row, row: Row, caller: Seen | None) -> tuple[Row, Row]:
     """
     if truth["usage"] is None or truth["status"] != 200:
         return NOTHING, NOTHING
+    if caller is not None and caller.status and (caller.status, caller.upstream_request_id) != (200, truth["request_id"]):
+        return NOTHING, NOTHING  # it failed before its first content: the caller got another answer
     sent = _billed_tokens(truth["usage"])
     final = truth["usage_final"] and not row["estimated"]  # sent, and also read before the caller hung up
     sent["output_tokens"] = _output(truth["usage"], truth["delta_bytes"], final=final)

@@ -289,3 +289,10 @@ def test_endless_pings_before_content_are_bounded(wire):
         if step.finish is not None:
             break
     assert machine.ending.trouble is Trouble.BROKEN
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_a_whole_answer_that_is_no_json_is_broken(counted):
+    machine = attempt(streamed=False, counted=counted)
+    assert feed(machine, b'{"content": [], "usage": {"inp', head=JSON) == (b"", Finish.NOTHING)
+    assert (machine.ending.trouble, machine.ending.reason, machine.ending.had_content) == (Trouble.BROKEN, "not_json", False)

@@ -34,10 +34,11 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Stall:
-    """Say nothing for `s` seconds at `at`; without `s` until the client leaves."""
+    """Say nothing for `s` seconds at `at`, or only a ping every `ping_s`; without `s` until the client leaves."""
 
     s: float | None = None
     at: At = "half"
+    ping_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

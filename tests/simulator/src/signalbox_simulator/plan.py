@@ -43,9 +43,10 @@ class Raw:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Wait; for ever without `s`."""
+    """Wait; for ever without `s`, and with a ping every `ping_s` seconds where that is given."""
 
     s: float | None
+    ping_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,9 @@ def frame(kind: str, document: dict[str, Any], *, delta_bytes: int = 0, usage: d
     return Frame(kind, data, delta_bytes, usage)
 
 
+PING = frame("ping", {"type": "ping"})
+
+
 def frames(reply: Reply, b: Behaviour) -> list[Frame]:
     """Return the reply as a whole stream, less the types that the behaviour omits."""
     made = [f for f in _frames(reply, b) if f.type not in b.omit]
@@ -95,14 +99,14 @@ def _frames(reply: Reply, b: Behaviour) -> Iterator[Frame]:
                     {"type": "content_block_start", "index": index, "content_block": block.start})
         if pings > 0:
             pings -= 1
-            yield frame("ping", {"type": "ping"})
+            yield PING
         for kind, name, piece in block.deltas:
             document = {"type": "content_block_delta", "index": index, "delta": {"type": kind, name: piece}}
             size = 0 if kind == "signature_delta" else len(piece.encode())
             yield frame("content_block_delta", document, delta_bytes=size)
         yield frame("content_block_stop", {"type": "content_block_stop", "index": index})
     for _ in range(pings):
-        yield frame("ping", {"type": "ping"})
+        yield PING
     delta = {
         "stop_reason": reply.stop_reason, "stop_sequence": reply.stop_sequence, "stop_details": reply.stop_details,
     }
@@ -165,7 +169,7 @@ def _events(b: Behaviour, position: Any, mid: Any) -> dict[int, list[Step]]:
         events.setdefault(position(where), []).extend(steps)
 
     if b.stall is not None:
-        at(b.stall.at, Wait(b.stall.s))
+        at(b.stall.at, Wait(b.stall.s, b.stall.ping_s))
     if b.malformed is not None:
         at(b.malformed.at, Send(b.malformed.text.encode()))
     if b.error_event is not None:

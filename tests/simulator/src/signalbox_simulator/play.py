@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from signalbox_simulator.behaviour import Behaviour, Drop, Endless
 from signalbox_simulator.http1 import Exchange
-from signalbox_simulator.plan import Break, End, Frame, Pour, Raw, Send, Step, Wait
+from signalbox_simulator.plan import PING, Break, End, Frame, Pour, Raw, Send, Step, Wait
 from signalbox_simulator.truth import Row
 
 COMPLETE = "complete"
@@ -54,7 +54,7 @@ async def play(exchange: Exchange, row: Row, steps: Iterable[Step]) -> str:
             if not exchange.connection.writable.is_set():
                 await exchange.drain()
         elif isinstance(step, Wait):
-            await (exchange.silence() if step.s is None else asyncio.sleep(step.s))
+            await _wait(exchange, row, step)
         elif isinstance(step, Pour):
             await _pour(exchange, step.endless)
         elif isinstance(step, Raw):
@@ -85,6 +85,18 @@ def _note(row: Row, frame: Frame) -> None:
     told = {name: value for name, value in frame.usage.items() if value is not None}
     row.usage = {**(row.usage or {}), **told}
     row.usage_final = row.usage_final or frame.type == "message_delta"
+
+
+async def _wait(exchange: Exchange, row: Row, step: Wait) -> None:
+    if step.ping_s is None:
+        await (exchange.silence() if step.s is None else asyncio.sleep(step.s))
+        return
+    left_s = float("inf") if step.s is None else step.s
+    while left_s > 0:
+        await asyncio.sleep(min(step.ping_s, left_s))
+        left_s -= step.ping_s
+        exchange.send(PING.data)
+        _note(row, PING)
 
 
 async def _break(exchange: Exchange, step: Break) -> str:

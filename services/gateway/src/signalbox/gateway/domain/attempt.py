@@ -223,8 +223,10 @@ class Attempt:
         if head.status >= FIRST_ERROR_STATUS:
             return self._fail_by_answer(head, body)
         found = usage_of_message(body)
-        if head.until_close and not _is_json(body):
-            return self._fail(Trouble.CUT, "cut", OUTCOME_TRUNCATED)
+        if found is None and not _is_json(body):
+            if head.until_close:
+                return self._fail(Trouble.CUT, "cut", OUTCOME_TRUNCATED)
+            return self._fail(Trouble.BROKEN, "not_json")
         self._release()
         self.first_content_s = self._last_s
         self._phase = _Phase.ENDED
