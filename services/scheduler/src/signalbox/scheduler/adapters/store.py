@@ -18,6 +18,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
 from signalbox.core.errors import StartupError, Unavailable
+from signalbox.scheduler.adapters.link import Link
 from signalbox.scheduler.domain.operations import encode
 from signalbox.scheduler.settings import SchedulerSettings
 
@@ -64,6 +65,7 @@ class Store:
             retry=Retry(NoBackoff(), 0),
             **options,
         )
+        self._link = Link(self.redis, settings.redis_timeout_s)
         self._source, self._function = library()
         self.epoch = ""
         self._offset_ms = 0
@@ -89,7 +91,7 @@ class Store:
     async def load(self) -> None:
         """Load the functions where this version of them is missing; replacing them would unconfirm the epoch."""
         try:
-            await self.redis.execute_command("FUNCTION", "LOAD", self._source)
+            await self._link.call("FUNCTION", "LOAD", self._source)
         except ResponseError as e:
             if "already exists" not in str(e):
                 raise
@@ -146,27 +148,28 @@ class Store:
     async def publish(self, what: bytes) -> None:
         """Tell the other schedulers that something changed; they find out by themselves where this fails."""
         with contextlib.suppress(RedisError, OSError):
-            await self.redis.publish(EVENTS_CHANNEL, what)
+            await self._link.call("PUBLISH", EVENTS_CHANNEL, what)
 
     async def command(self, *args: str | int | bytes) -> Any:
         """Run one plain command. Raises Unavailable."""
         try:
-            return await self.redis.execute_command(*args)
+            return await self._link.call(*args)
         except (RedisError, OSError, TimeoutError) as e:
             raise Unavailable("Redis", _why(e)) from e
 
     async def _call(self, args: list[Any]) -> list[Any]:
         try:
-            answers: list[Any] = await self.redis.execute_command("FCALL", self._function, 0, *args)
+            answers: list[Any] = await self._link.call("FCALL", self._function, 0, *args)
         except ResponseError as e:
             if "Function not found" not in str(e):
                 raise
             await self.load()
-            answers = await self.redis.execute_command("FCALL", self._function, 0, *args)
+            answers = await self._link.call("FCALL", self._function, 0, *args)
         return answers
 
     async def close(self) -> None:
         """Close all connections."""
+        await self._link.close()
         await self.redis.aclose()
 
 
