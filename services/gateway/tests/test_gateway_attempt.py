@@ -1,5 +1,6 @@
 """The attempt's state machine: commit point, time limits, truncation and usage, by table and on any chunking."""
 
+import dataclasses
 import json
 
 import pytest
@@ -88,6 +89,15 @@ def test_a_broken_stream_never_looks_whole(wire, cuts, length, how):
     if b"message_delta" not in frames:
         assert ending.estimated
         assert ending.usage.output_tokens == max(1, 2 * frames.count(b"text_delta"))  # 6 bytes each, a third
+
+
+def test_before_content_only_its_own_limit_counts_and_not_the_one_between_bytes(wire):
+    slow = dataclasses.replace(LIMITS, first_content_s=90, idle_s=60)
+    machine = Attempt(streamed=True, counted=True, limits=slow, request_id="sbx_req_1", now_s=100.0)
+    machine.received(SSE, wire.START, False, 101)
+    assert machine.deadline_s == 101 + 90
+    machine.received(None, wire.CONTENT, False, 180)
+    assert machine.deadline_s == 180 + 60
 
 
 @pytest.mark.parametrize(("data", "whole"), [("START", True), ("PING", False)])

@@ -13,17 +13,18 @@ import msgspec
 from signalbox.wire.usage import Usage, UsageMeter, serving_model
 
 MAX_PARTIAL_BYTES = 1 << 20
-MAX_PLAIN_BYTES = 512
 
 # A blank line. A carriage return that ends the data may be half of a CR LF, so it does not count yet.
 _BLANK_LINE = re.compile(rb"(?:\r\n|\r(?!\n)|\n)(?:\r\n|\r(?=[^\n])|\n)")
 _BLANK_LINE_AT_REST = re.compile(rb"(?:\r\n|\r(?!\n)|\n)(?:\r\n|\r|\n)")
-# One delta as the provider writes it: what most chunks of a stream are. All else takes the general way, which is
-# faster for many frames at once.
-_PLAIN_DELTA = re.compile(
+# A delta as the provider writes it, and an HTTP chunk of one or more of them: what most reads of a stream are.
+_DELTA = (
     rb'event: content_block_delta\ndata: \{"type": ?"content_block_delta", ?"index": ?\d++, ?"delta": ?\{'
     rb'"type": ?"[a-z_]++", ?"(?:text|thinking|partial_json)": ?'
-    rb'"([^"\\\r\n]*+(?:\\[^\r\n][^"\\\r\n]*+)*+)"\} ?\} *+\n\n'
+    rb'"%s[^"\\\r\n]*+(?:\\[^\r\n][^"\\\r\n]*+)*+)"\} *+\} *+\n\n'
+)
+_DELTA_CHUNK = re.compile(
+    rb"([0-9A-Fa-f]{1,6})\r\n(" + _DELTA % b"(" + rb"((?:" + _DELTA % b"(?:" + rb")*+))\r\n"
 )
 _DELTA_TEXT = re.compile(rb'"(?:text|thinking|partial_json)"\s*+:\s*+"((?:[^"\\]++|\\.)*+)"', re.DOTALL)
 # Frames without these words can only be content deltas, block ends and pings; a delta's text may hold one.
@@ -78,13 +79,46 @@ class StreamReader:
 
     def feed(self, chunk: bytes) -> bytes:
         """Return the bytes of all frames that are complete now and were not returned before."""
-        if len(chunk) <= MAX_PLAIN_BYTES and self.content_seen and not self._partial:
-            delta = _PLAIN_DELTA.fullmatch(chunk)
-            if delta is not None:
-                self._meter.content_after_report()
-                self.delta_bytes += _unescaped_length(delta[1])
-                return chunk
-        return self._follow(chunk)
+        data = self._partial + chunk if self._partial else chunk
+        if self._inside:
+            return self._feed_oversized(data)
+        end = _last_boundary(data)
+        if end < len(data):
+            self._partial = data[end:]
+            data = data[:end]
+            if len(self._partial) > MAX_PARTIAL_BYTES:
+                return data + self._let_through()
+        else:
+            self._partial = b""
+        if data:
+            self._read(data)
+        return data
+
+    def skim(self, raw: bytes) -> int:
+        """Return how many bytes of `raw` are whole HTTP chunks that hold whole deltas and nothing else.
+
+        These are measured, need not be fed and can go on with their framing; `raw` must begin where a chunk does.
+        0 where the general way must be taken. Such chunks are what a running stream is made of.
+        """
+        if self._partial or not self.content_seen:
+            return 0
+        end = 0
+        while end < len(raw):
+            chunk = _DELTA_CHUNK.match(raw, end)
+            if chunk is None:
+                break
+            size, text, more = chunk.group(1, 3, 4)
+            first, end_of_frames = chunk.span(2)
+            if int(size, 16) != end_of_frames - first:
+                break
+            end = chunk.end()
+            if more:
+                self._measure(raw[first:end_of_frames])
+            else:
+                self.delta_bytes += _unescaped_length(text) if b"\\" in text else len(text)
+        if end:
+            self._meter.content_after_report()
+        return end
 
     def flush(self) -> bytes:
         """Return what is held back at the end of the stream; a frame without its blank line does not count."""
@@ -112,22 +146,6 @@ class StreamReader:
         return self._meter.billed(self.model, self.delta_bytes)
 
     # ------------------------------------------------------------------ frames
-
-    def _follow(self, chunk: bytes) -> bytes:
-        data = self._partial + chunk if self._partial else chunk
-        if self._inside:
-            return self._feed_oversized(data)
-        end = _last_boundary(data)
-        if end < len(data):
-            self._partial = data[end:]
-            data = data[:end]
-            if len(self._partial) > MAX_PARTIAL_BYTES:
-                return data + self._let_through()
-        else:
-            self._partial = b""
-        if data:
-            self._read(data)
-        return data
 
     def _read(self, data: bytes) -> None:
         marks = _Marks(data) if b"\r" not in data else None

@@ -15,6 +15,10 @@ MAX_BARE_BYTES = 256 << 10    # of heads, trailers and framing in a row, without
 _JOIN_BELOW = 64 << 10
 
 
+Skim = Callable[[bytes], int]
+Onward = Callable[[bytes], None]
+
+
 class Receiver(Protocol):
     """Who gets an answer. Calls come in order and end with `whole=True` or with `lost`, never both."""
 
@@ -51,6 +55,10 @@ class Connection(asyncio.Protocol):
         self._complete = False
         self._surplus = False
         self._bare_bytes = 0
+        self._chunk_ended = self._between_chunks = False
+        self._skim: Skim | None = None
+        self._onward: Onward
+        self.moved = False    # something went the short way since this was last set to False
 
     def send(self, head: bytes, body: bytes, receiver: Receiver) -> None:
         """Write a whole request; its answer goes to `receiver`."""
@@ -60,6 +68,13 @@ class Connection(asyncio.Protocol):
             self._transport.write(head + body)
         else:
             self._transport.writelines((head, body))
+
+    def pass_on(self, skim: Skim, onward: Onward) -> None:
+        """Let what `skim` recognises in a read go to `onward` at once, past parser and receiver, until the answer ends.
+
+        `skim` sees only what begins where a chunk does, and returns how many bytes of it are whole chunks to pass on.
+        """
+        self._skim, self._onward = skim, onward
 
     def abandon(self) -> None:
         """Close at once and tell nobody; the answer is not wanted any more."""
@@ -93,6 +108,13 @@ class Connection(asyncio.Protocol):
         if self._receiver is None:
             self.close()  # nothing was asked: whatever this is, the next answer could not be trusted
             return
+        if self._skim is not None and self._between_chunks and (end := self._skim(data)):
+            self.moved = True
+            if end == len(data):
+                self._onward(data)
+                return
+            self._onward(data[:end])
+            data = data[end:]
         self._bare_bytes += len(data)
         try:
             self._parser.feed_data(data)
@@ -100,6 +122,7 @@ class Connection(asyncio.Protocol):
             self._hand_over()
             self._lose(Lost.MALFORMED)
             return
+        self._between_chunks = self._chunk_ended and data.endswith(b"\r\n")   # else the next size has begun
         if self._parts:
             self._bare_bytes = 0
         elif self._bare_bytes > MAX_BARE_BYTES and not self._complete:
@@ -145,6 +168,12 @@ class Connection(asyncio.Protocol):
         self._keep_alive = framed and self._parser.should_keep_alive()  # the parser forgets it at the message's end
         self._new_head = ResponseHead(status, self._headers, self._until_close)
 
+    def on_chunk_header(self) -> None:
+        self._chunk_ended = False
+
+    def on_chunk_complete(self) -> None:
+        self._chunk_ended = True
+
     def on_message_complete(self) -> None:
         if not self._informational and not self._complete:
             self._complete = True
@@ -175,6 +204,8 @@ class Connection(asyncio.Protocol):
             and self._transport.get_write_buffer_size() == 0  # an early answer leaves the request half sent
         )
         self._in_body = self._until_close = self._complete = self._surplus = False
+        self._between_chunks = self._chunk_ended = self.moved = False
+        self._skim = None
         self._bare_bytes = 0
         if reusable:
             self.resume()

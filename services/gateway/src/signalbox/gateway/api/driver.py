@@ -13,7 +13,6 @@ from signalbox.gateway.domain.buffers import Buffers
 from signalbox.gateway.domain.events import Finish, Lost, ResponseHead, Step
 from signalbox.gateway.domain.ports import OpenLease
 from signalbox.gateway.domain.refusal import Refusal
-from signalbox.wire.usage import BYTES_PER_ESTIMATED_TOKEN
 
 
 class Driver:
@@ -32,7 +31,6 @@ class Driver:
         self._counted = 0
         self._begin = begin
         self._on_message_start = on_message_start
-        self._noted = False
         self.done: asyncio.Future[None] = self.loop.create_future()
         self._due_s = attempt.deadline_s
 
@@ -53,6 +51,9 @@ class Driver:
 
     def tick(self, now_s: float) -> None:
         """Let time pass; to be called every now and then."""
+        if self._connection is not None and self._connection.moved:
+            self._connection.moved = False
+            self._attempt.moved(now_s)
         if now_s >= self._due_s:
             step = self._attempt.tick(now_s)
             self._due_s = self._attempt.deadline_s
@@ -64,11 +65,10 @@ class Driver:
         if whole:
             self._connection = None  # it has gone back to its pool
         step = self._attempt.received(head, data, whole, self.loop.time())
-        if (reader := self._attempt.reader) is not None:
-            if reader.message_start_seen and not self._noted:
-                self._noted = True
-                self._on_message_start()
-            self._lease.output_tokens = -(-reader.delta_bytes // BYTES_PER_ESTIMATED_TOKEN)
+        reader = self._attempt.reader
+        if reader is not None and reader.message_start_seen and self._lease.reader is None:
+            self._lease.reader = reader
+            self._on_message_start()
         self._carry_out(step)
         if head is not None and step.finish is None:
             self._due_s = self._attempt.deadline_s  # what is waited for now has a limit of its own
@@ -105,6 +105,8 @@ class Driver:
             self._exchange.release_body()
             self._count_held(0)
             self._due_s = self._attempt.deadline_s
+            if self._connection is not None and self._attempt.reader is not None and self._exchange.chunked:
+                self._connection.pass_on(self._attempt.reader.skim, self._exchange.onward)
         if step.data:
             self._exchange.send(step.data, last=False)
         elif self._attempt.held_bytes != self._counted:

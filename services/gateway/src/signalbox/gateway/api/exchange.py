@@ -24,11 +24,9 @@ class ClientGone(Exception):
 
 
 class Line(Protocol):
-    """What an exchange needs of its connection."""
+    """What an exchange needs of its connection. `write` writes at once."""
 
-    def write(self, data: bytes) -> None:
-        """Write at once."""
-        ...
+    write: Callable[[bytes], None]
 
     def write_all(self, parts: list[bytes]) -> None:
         """Write several pieces without joining them."""
@@ -95,7 +93,7 @@ class Exchange:
         self.on_drained: Callable[[], None] | None = None
         # the answer
         self._head: bytes | None = None
-        self._chunked = False
+        self.chunked = False
         self.started = False
         self.response_complete = False
 
@@ -217,7 +215,7 @@ class Exchange:
         elif self._http10:
             self.keep_alive = False
         else:
-            self._chunked = True
+            self.chunked = True
             parts.append(b"transfer-encoding: chunked\r\n")
         if not self.keep_alive or not self.complete:
             self.keep_alive = False
@@ -236,8 +234,8 @@ class Exchange:
             parts.append(self._head)
             self._head = None
         if data:
-            parts += (b"%x\r\n" % len(data), data, b"\r\n") if self._chunked else (data,)
-        if last and self._chunked:
+            parts += (b"%x\r\n" % len(data), data, b"\r\n") if self.chunked else (data,)
+        if last and self.chunked:
             parts.append(b"0\r\n\r\n")
         if len(data) < _JOIN_BELOW:
             self._line.write(b"".join(parts))
@@ -246,6 +244,11 @@ class Exchange:
         if last:
             self.response_complete = True
             self._line.answered(self, self.keep_alive)
+
+    @property
+    def onward(self) -> Callable[[bytes], None]:
+        """Where pieces of a begun answer can be written that are framed already."""
+        return self._line.write
 
     def respond(self, status: int, headers: Iterable[Header], body: bytes) -> None:
         """Write a whole answer."""

@@ -5,6 +5,7 @@ application. Here are the bounds that a public port needs: head size, slow heads
 """
 
 import asyncio
+from collections.abc import Callable
 from enum import Enum, auto
 from typing import Any, Protocol
 
@@ -54,6 +55,7 @@ class RelayProtocol(HttpToolsProtocol):
     relay: Relay
     settings: GatewaySettings
     buffers: Buffers
+    write: Callable[[bytes], None]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -82,6 +84,7 @@ class RelayProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.write = transport.write
         self._peer = plain_address(self.client[0]) if self.client else ""
         self._idle_since_s = self.loop.time()
         self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._idle_expired)
@@ -271,9 +274,6 @@ class RelayProtocol(HttpToolsProtocol):
         return [cycle for cycle in (*waiting, self._active) if isinstance(cycle, Exchange)]
 
     # ---------------------------------------------------------------- exchange.Line
-
-    def write(self, data: bytes) -> None:
-        self.transport.write(data)
 
     def write_all(self, parts: list[bytes]) -> None:
         self.transport.writelines(parts)

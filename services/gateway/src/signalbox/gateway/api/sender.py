@@ -175,8 +175,7 @@ class Sender:
 
         def message_started() -> None:
             assert attempt.reader is not None
-            lease.usage, lease.served_model = token_usage(attempt.reader.usage), attempt.reader.model
-            self._journal.note(event, records.started(event, lease.usage, lease.served_model))
+            self._journal.note(event, records.started(event, token_usage(attempt.reader.usage), attempt.reader.model))
 
         driver = Driver(
             attempt, sending.exchange, connection, lease, self._buffers, begin=begin, on_message_start=message_started,

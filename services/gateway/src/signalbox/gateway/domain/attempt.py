@@ -138,6 +138,10 @@ class Attempt:
             return self._end_stream(reason, OUTCOME_TIMEOUT)
         return self._fail(Trouble.SILENT, reason, OUTCOME_TIMEOUT)
 
+    def moved(self, now_s: float) -> None:
+        """Note that content went the short way, past this machine."""
+        self._last_s = now_s
+
     def paused(self, now_s: float) -> None:
         """Note that the caller does not keep up, so that silence is not the provider's fault."""
         self._paused_s = now_s
@@ -348,10 +352,9 @@ class Attempt:
             return min((self._sent_s + wait_s, "headers_timeout"), total)
         if self._paused_s is not None:
             return min((self._paused_s + limits.client_stall_s, "client_stall"), total)
-        soonest = min((self._last_s + limits.idle_s, "idle_timeout"), total)
         if self._phase is _Phase.HOLDING and self._reader is not None:
-            return min((self._head_s + limits.first_content_s, "first_content_timeout"), soonest)
-        return soonest
+            return min((self._head_s + limits.first_content_s, "first_content_timeout"), total)
+        return min((self._last_s + limits.idle_s, "idle_timeout"), total)
 
 
 def _content_type(headers: Headers) -> bytes:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from signalbox.core.errors import SignalboxError
+from signalbox.gateway.domain.usage import token_usage
 from signalbox.v1.common_pb2 import TokenUsage
 from signalbox.v1.scheduler_pb2 import (
     AdmitRequest,
@@ -18,6 +19,8 @@ from signalbox.v1.scheduler_pb2 import (
     SettleRequest,
 )
 from signalbox.v1.usage_pb2 import AttemptEvent
+from signalbox.wire.sse import StreamReader
+from signalbox.wire.usage import BYTES_PER_ESTIMATED_TOKEN
 
 
 class SchedulerUnavailable(SignalboxError):
@@ -39,13 +42,27 @@ class CredentialUnusable(SignalboxError):
 
 @dataclass(slots=True)
 class OpenLease:
-    """A lease that heartbeats keep alive; the attempt updates it in place while bytes flow."""
+    """A lease that heartbeats keep alive. What it has used so far is read off its stream when a heartbeat is due."""
 
     lease_id: str
     lease_token: bytes
-    usage: TokenUsage | None = None
-    output_tokens: int = 0
-    served_model: str = ""
+    reader: StreamReader | None = None
+
+    @property
+    def usage(self) -> TokenUsage | None:
+        """What `message_start` has reported; None before it."""
+        reader = self.reader
+        return token_usage(reader.usage) if reader is not None and reader.message_start_seen else None
+
+    @property
+    def output_tokens(self) -> int:
+        """Tokens so far, by the rule of estimates."""
+        return 0 if self.reader is None else -(-self.reader.delta_bytes // BYTES_PER_ESTIMATED_TOKEN)
+
+    @property
+    def served_model(self) -> str:
+        """The model that serves, once it has said so."""
+        return "" if self.reader is None else self.reader.model
 
 
 @dataclass(frozen=True, slots=True)
