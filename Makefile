@@ -22,11 +22,20 @@ run: setup ## serve: MANIFESTS=DIR [DATA=data] [PORT=8080]; without documents, t
 
 .PHONY: test
 test: setup-tests check ## install everything and run every test
-	@$(BIN)/pytest -n 2 --dist loadfile -q || { echo "what failed beside others, once more and alone:"; exec $(BIN)/pytest -q --last-failed --last-failed-no-failures none; }
+	@$(BIN)/pytest -n 2 --dist loadfile -q -m "not k8s and not scale" || { echo "what failed beside others, once more and alone:"; $(BIN)/pytest -q -m "not k8s and not scale" --last-failed --last-failed-no-failures none; }
+	@$(MAKE) -s test-k8s
+
+.PHONY: test-k8s
+test-k8s: setup ## the operator's tests against a Kubernetes control plane, built once if need be; no containers, no root
+	@exec $(BIN)/pytest -q -m "k8s and not scale" operator cli tests/k8s
+
+.PHONY: test-scale
+test-scale: setup ## the operator with a thousand accounts and ten thousand keys: seconds and megabytes
+	@exec $(BIN)/pytest -q -s -m scale tests/k8s
 
 .PHONY: test-fast
 test-fast: setup ## the fast tests (at most a minute)
-	@exec $(BIN)/pytest -q -n 2 --dist loadfile -m "not slow"
+	@exec $(BIN)/pytest -q -n 2 --dist loadfile -m "not slow and not k8s and not scale"
 
 .PHONY: setup-tests
 setup-tests:
@@ -39,6 +48,7 @@ check: setup ## style, types, layers, drift of generated files
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/python scripts/gen_stubs.py --check
 	@$(BIN)/python scripts/gen_docs.py --check
+	@$(BIN)/python scripts/gen_crds.py --check
 
 .PHONY: stubs
 stubs: setup ## generate the gRPC stubs from proto/
@@ -47,6 +57,10 @@ stubs: setup ## generate the gRPC stubs from proto/
 .PHONY: docs
 docs: setup ## generate the reference pages of docs/
 	@$(BIN)/python scripts/gen_docs.py
+
+.PHONY: crds
+crds: setup ## generate the CustomResourceDefinitions in deploy/crds
+	@$(BIN)/python scripts/gen_crds.py
 
 .PHONY: lock
 lock: setup ## pin the dependencies anew, with hashes

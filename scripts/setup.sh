@@ -4,8 +4,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
-PACKAGES=(proto libs/core libs/wire libs/resources services/gateway services/scheduler services/token-refresher
-          services/usage cli tests/simulator)
+PACKAGES=(proto libs/core libs/wire libs/resources libs/rooms libs/kube services/gateway services/scheduler
+          services/token-refresher services/usage operator cli tests/simulator)
 
 fail() { echo "setup: $*" >&2; exit 1; }
 

@@ -13,11 +13,11 @@ import pytest
 from prometheus_client import REGISTRY
 from pydantic import SecretStr
 
-from signalbox.cli.client import Addresses, Rooms
 from signalbox.cli.supervisor.logs import LogSink
 from signalbox.cli.watch import Watcher
 from signalbox.core.rpc import Server
 from signalbox.core.settings import RoomSettings
+from signalbox.rooms.client import Addresses, Rooms
 from signalbox.v1 import scheduler_pb2 as spb
 from signalbox.v1 import token_refresher_pb2 as tpb
 from signalbox.v1.scheduler_pb2_grpc import SchedulerServicer, add_SchedulerServicer_to_server

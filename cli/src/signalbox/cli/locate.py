@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from signalbox.cli.client import Addresses, Rooms
 from signalbox.cli.errors import BadUsage, NotRunning
 from signalbox.cli.supervisor.layout import Layout, default_data
 from signalbox.core.settings import RoomSettings, load
+from signalbox.rooms.client import Addresses, Rooms
 
 ADDR_VARIABLE = "SIGNALBOX_ADDR"
 

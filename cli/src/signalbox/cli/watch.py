@@ -8,44 +8,28 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Sequence
 from datetime import UTC, datetime
-from itertools import groupby
 from pathlib import Path
 
 import watchfiles
-from prometheus_client import Counter
 
-from signalbox.cli.client import Rooms
 from signalbox.cli.supervisor.logs import LogSink
-from signalbox.core.clock import to_ms
-from signalbox.core.errors import SignalboxError
+from signalbox.core.errors import Refused, SignalboxError
 from signalbox.resources.actions import diff
 from signalbox.resources.loading import SUFFIXES, load_directory
 from signalbox.resources.reconcile import plan
-from signalbox.resources.state import (
-    Action,
-    DeleteGrant,
-    DeleteObject,
-    Desired,
-    DesiredObject,
-    Grant,
-    PutGrant,
-    PutObject,
-    State,
-)
-from signalbox.v1 import common_pb2, scheduler_pb2, token_refresher_pb2
+from signalbox.resources.state import Desired, State
+from signalbox.rooms.carryout import Carrier
+from signalbox.rooms.client import Rooms
+from signalbox.v1 import scheduler_pb2
 
+WRITER = "files"
 RESYNC_EVERY_S = 60.0
 _DEBOUNCE_MS = 100
 _STEP_MS = 50
 _FIRST_RETRY_S = 0.2
 _LONGEST_RETRY_S = 3.0
 _REWATCH_S = 0.5
-_BATCH = 500
-_GRANTS_AT_ONCE = 8
-
-RECONCILES = Counter("signalbox_reconcile_total", "Objects and grants brought into force, or not.", ["kind", "result"])
 
 
 class Watcher:
@@ -60,7 +44,7 @@ class Watcher:
         """Why the last pass did not come to its end; empty when it did."""
         self._directory = directory
         self._rooms = rooms
-        self._fence = fence
+        self._carrier = Carrier(rooms, WRITER, fence)
         self._logs = logs
         self._state = State()
         self._wake = asyncio.Event()
@@ -108,7 +92,12 @@ class Watcher:
         listed, grants = await asyncio.gather(self._rooms.list_objects(with_status=False), self._rooms.grants())
         current = {(o.object.kind, o.object.id): o.object.revision for o in listed}
         seeds = {account: grant.seed_version for account, grant in grants.items()}
-        await self._carry_out(diff(desired, current, seeds))
+        actions = diff(desired, current, seeds)
+        refused = await self._carrier.carry_out(actions)
+        if refused:
+            raise Refused("grant_refused", "; ".join(f"{account}: {why}" for account, why in sorted(refused.items())))
+        if actions:
+            self._logs.event("documents_in_force", actions=len(actions))
         self.failure = ""
         self.in_force = True
         if desired.next_change_at is None:
@@ -118,39 +107,6 @@ class Watcher:
     def _plan(self) -> Desired:
         loaded = load_directory(self._directory, os.environ, self._state.owners())
         return plan(loaded, self._state, now=datetime.now(UTC))
-
-    async def _carry_out(self, actions: Sequence[Action]) -> None:
-        """Carry out actions in their order; neighbours of one kind travel together."""
-        for _, group in groupby(actions, key=type):
-            together = list(group)
-            for start in range(0, len(together), _BATCH):
-                batch = together[start : start + _BATCH]
-                try:
-                    await self._carry_out_batch(batch)
-                except SignalboxError:
-                    _count(batch, "failed")
-                    raise
-                _count(batch, "done")
-        if actions:
-            self._logs.event("documents_in_force", actions=len(actions))
-
-    async def _carry_out_batch(self, batch: Sequence[Action]) -> None:
-        puts = [_object(a.object) for a in batch if isinstance(a, PutObject)]
-        deletions = [scheduler_pb2.ObjectRef(kind=a.kind, id=a.id) for a in batch if isinstance(a, DeleteObject)]
-        if puts:
-            await self._rooms.put_objects(puts, self._fence)
-        if deletions:
-            await self._rooms.delete_objects(deletions, self._fence)
-        limit = asyncio.Semaphore(_GRANTS_AT_ONCE)
-
-        async def one(action: Action) -> None:
-            async with limit:
-                if isinstance(action, PutGrant):
-                    await self._rooms.put_grant(_put_grant(action.grant))
-                elif isinstance(action, DeleteGrant):
-                    await self._rooms.delete_grant(action.account)
-
-        await asyncio.gather(*(one(action) for action in batch))
 
     def _report(self, problems: list[str]) -> None:
         """Tell of each problem once, when it appears."""
@@ -200,44 +156,5 @@ class Watcher:
             await asyncio.sleep(_REWATCH_S)
 
 
-def _count(actions: Sequence[Action], result: str) -> None:
-    for action in actions:
-        match action:
-            case PutObject(item):
-                kind = item.kind
-            case DeleteObject(kind, _):
-                pass
-            case _:
-                kind = "Grant"
-        RECONCILES.labels(kind, result).inc()
-
-
 def _is_document(_change: watchfiles.Change, path: str) -> bool:
     return path.endswith(SUFFIXES)
-
-
-def _object(desired: DesiredObject) -> scheduler_pb2.Object:
-    return scheduler_pb2.Object(
-        kind=desired.kind,
-        id=desired.id,
-        revision=desired.revision,
-        spec_json=desired.spec_json.encode(),
-        conditions=[
-            common_pb2.Condition(type=c.type, status=c.status, reason=c.reason, message=c.message)
-            for c in desired.conditions
-        ],
-        uid=desired.uid,
-        created_at_ms=to_ms(desired.created_at) if desired.created_at else 0,
-        labels=desired.labels,
-        source=desired.source,
-    )
-
-
-def _put_grant(grant: Grant) -> token_refresher_pb2.PutGrantRequest:
-    return token_refresher_pb2.PutGrantRequest(
-        account_id=grant.account,
-        kind=grant.kind,
-        material=grant.material,
-        config=grant.config,
-        seed_version=grant.seed_version,
-    )

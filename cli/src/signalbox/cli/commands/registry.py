@@ -5,13 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from signalbox.cli.client import Rooms
 from signalbox.cli.commands.common import object_id
 from signalbox.cli.errors import CommandFailed
 from signalbox.cli.locate import Target
 from signalbox.cli.output import Format, print_json, print_table, progress
 from signalbox.cli.shapes import account_row, key_row, pool_row
 from signalbox.core.rows import Row
+from signalbox.rooms.client import Rooms
 from signalbox.v1 import scheduler_pb2, token_refresher_pb2
 
 Grants = Mapping[str, token_refresher_pb2.GrantStatus]

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from signalbox.cli.client import Rooms
 from signalbox.cli.supervisor import redis, rooms
 from signalbox.cli.supervisor.layout import PRIVATE_UMASK, Layout
 from signalbox.cli.supervisor.logs import LogSink
@@ -23,6 +22,7 @@ from signalbox.cli.supervisor.process import Kept, Spec
 from signalbox.cli.watch import Watcher
 from signalbox.core.errors import StartupError
 from signalbox.core.settings import RoomSettings, load
+from signalbox.rooms.client import Rooms
 
 # A start with something unusable must have said so and ended within ten seconds.
 _UNUSABLE_AFTER_S = 9.0

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from signalbox.cli.client import Addresses
 from signalbox.cli.supervisor import unixhttp
 from signalbox.cli.supervisor.layout import Layout
 from signalbox.cli.supervisor.process import Probe, Spec
+from signalbox.rooms.client import Addresses
 
 REDIS_URL = "SIGNALBOX_REDIS_URL"
 DATABASE_URL = "SIGNALBOX_DATABASE_URL"

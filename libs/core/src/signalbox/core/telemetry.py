@@ -56,7 +56,12 @@ class Readiness:
 class TelemetryServer:
     """Serves one room's telemetry until closed."""
 
-    def __init__(self, address: str, readiness: Readiness, registry: CollectorRegistry = REGISTRY) -> None:
+    def __init__(
+        self, address: str, readiness: Readiness, registry: CollectorRegistry = REGISTRY, *,
+        stuck: Callable[[], str] = lambda: "",
+    ) -> None:
+        """`stuck` names what has not moved for too long, "" where all is well: liveness fails on it."""
+        self._stuck = stuck
         self._address = address
         self._readiness = readiness
         self._registry = registry
@@ -104,7 +109,9 @@ class TelemetryServer:
         if path == "/metrics":
             return 200, CONTENT_TYPE_LATEST, generate_latest(self._registry)
         if path == "/healthz":
-            return 200, "application/json", b'{"live":true}'
+            stuck = self._stuck()
+            body = json.dumps({"live": not stuck, **({"stuck": stuck} if stuck else {})}).encode()
+            return (503 if stuck else 200), "application/json", body
         if path == "/readyz":
             missing = self._readiness.report()
             body = json.dumps({"ready": not missing, "missing": missing}).encode()

@@ -5,12 +5,17 @@ from typing import Final
 
 READY: Final = "Ready"
 ACCEPTED: Final = "Accepted"
+CREDENTIAL_VALID: Final = "CredentialValid"
+AVAILABLE: Final = "Available"
 
 TYPES: Final = {
     READY: "The object serves, as far as its documents say; its state (Paused, Draining) is not part of it.",
     ACCEPTED: "The newest document is in force; False: an older one is, because the newest breaks a rule.",
+    CREDENTIAL_VALID: "Accounts: the credential can be used, as far as the token-refresher knows.",
+    AVAILABLE: "Accounts: a request could be sent with it now.",
 }
 
+PENDING: Final = "Pending"
 IN_FORCE: Final = "InForce"
 INVALID: Final = "Invalid"
 SERVES: Final = "Serves"
@@ -22,10 +27,13 @@ POOL_NOT_FOUND: Final = "PoolNotFound"
 NO_MEMBERS: Final = "NoMembers"
 DUPLICATE_KEY: Final = "DuplicateKey"
 EXPIRED: Final = "Expired"
+LIMITED: Final = "Limited"
+CREDENTIAL_INVALID: Final = "CredentialInvalid"
 UPSTREAM_NOT_ALLOWED: Final = "UpstreamNotAllowed"
 TOKEN_FILE_NOT_ALLOWED: Final = "TokenFileNotAllowed"  # noqa: S105
 
 REASONS: Final = {
+    PENDING: "The operator has not looked at it yet, or has not heard from the rooms.",
     SERVES: "Nothing in the documents keeps the object from serving.",
     IN_FORCE: "The newest document is in force.",
     INVALID: "The newest document breaks a rule; the last good one serves on, with the newest state and expiry.",
@@ -36,7 +44,9 @@ REASONS: Final = {
     POOL_NOT_FOUND: "None of the pools that the key names exists.",
     NO_MEMBERS: "The pool has no account.",
     DUPLICATE_KEY: "An older document has the same key; that one serves.",
-    EXPIRED: "expiresAt has passed.",
+    EXPIRED: "expiresAt has passed, or the key's lifetime.",
+    LIMITED: "Account: it rests until the provider's limit resets. Key: a limit is used up; it works again by itself.",
+    CREDENTIAL_INVALID: "The provider refused the credential, or it cannot be used; change the Secret.",
     UPSTREAM_NOT_ALLOWED: "The upstream host is not among allowedUpstreamHosts, or is plain http through a proxy.",
     TOKEN_FILE_NOT_ALLOWED: "The identity token file lies outside the directory for projected tokens.",
 }

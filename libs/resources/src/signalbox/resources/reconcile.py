@@ -28,6 +28,7 @@ from signalbox.resources.models import (
     DEFAULT_POOL,
     AccountPool,
     AccountPoolSpec,
+    AccountState,
     ClaudeAccount,
     Metadata,
     Namespace,
@@ -144,7 +145,7 @@ def _account(account: ClaudeAccount, world: _World) -> tuple[CompiledAccount, Co
         reason=condition.reason,
         provider=spec.provider,
         base_url=spec.upstream_url,
-        state=spec.state,
+        state=_state(account),
         state_reason=spec.state_reason or "",
         credential_kind=spec.credential.kind,
         priority=spec.priority,
@@ -157,6 +158,12 @@ def _account(account: ClaudeAccount, world: _World) -> tuple[CompiledAccount, Co
         expires_at=spec.expires_at,
     )
     return compiled, condition, grant
+
+
+def _state(account: ClaudeAccount) -> AccountState:
+    """Return the state in force: an account that is being deleted finishes what it has."""
+    leaving = account.metadata.deletion_timestamp is not None and account.spec.state is AccountState.ACTIVE
+    return AccountState.DRAINING if leaving else account.spec.state
 
 
 def _grant(account: ClaudeAccount, secrets: Secrets) -> Grant:

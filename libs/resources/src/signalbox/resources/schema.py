@@ -1,7 +1,7 @@
 """The documents' structural OpenAPI schema, generated from the models: types, bounds, and rules as CEL.
 
 One source of truth: what `signalbox check` refuses through the models, the API server refuses through this, at the
-same paths. Whole CRD manifests (names, printer columns, status) are the chart generator's business.
+same paths. Whole manifests (names, printer columns, status) are crds.py's business.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from typing import Any
 from signalbox.resources.models import KINDS, SIGNALBOX_KINDS
 from signalbox.resources.paths import FieldPath
 
-_DROPPED = ("title", "default", "propertyNames")
+_DROPPED = ("title", "default", "propertyNames", "$defs")
 
 
 @cache
@@ -24,7 +24,7 @@ def crd_schema(kind: str) -> dict[str, Any]:
         raise KeyError(kind)
     model = KINDS[kind][1]
     generated = model.model_json_schema(by_alias=True, mode="validation")
-    spec = _structural(generated["properties"]["spec"], generated["$defs"])
+    spec = structural(generated["properties"]["spec"], generated["$defs"])
     return {
         "type": "object",
         "description": (model.__doc__ or "").strip(),
@@ -48,25 +48,28 @@ def field_names(kind: str, path: FieldPath) -> tuple[str, ...]:
     return tuple(node.get("properties", {}))
 
 
-def _structural(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn what pydantic generates into what a CRD accepts: no references, no unions with null, no defaults."""
+def structural(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn what pydantic generates into what a CRD accepts: no references, no unions with null, no defaults.
+
+    `definitions` is what references in `node` lead to.
+    """
     if "$ref" in node:
         target = definitions[str(node["$ref"]).rsplit("/", 1)[1]]
-        return _structural({**target, **{k: v for k, v in node.items() if k != "$ref"}}, definitions)
+        return structural({**target, **{k: v for k, v in node.items() if k != "$ref"}}, definitions)
     if "anyOf" in node:
         (only,) = (choice for choice in node["anyOf"] if choice.get("type") != "null")
-        return _structural({**only, **{k: v for k, v in node.items() if k != "anyOf"}}, definitions)
+        return structural({**only, **{k: v for k, v in node.items() if k != "anyOf"}}, definitions)
     out = {k: v for k, v in node.items() if k not in _DROPPED}
     if "properties" in node:
-        out["properties"] = {k: _structural(v, definitions) for k, v in node["properties"].items()}
+        out["properties"] = {k: structural(v, definitions) for k, v in node["properties"].items()}
         out.pop("additionalProperties", None)  # unknown fields are the API server's strict validation
     if "patternProperties" in node:
         ((pattern, values),) = out.pop("patternProperties").items()
-        out["additionalProperties"] = _structural(values, definitions)
+        out["additionalProperties"] = structural(values, definitions)
         out["x-kubernetes-validations"] = [_key_rule(pattern, node["propertyNames"]["maxLength"])]
     if "items" in node:
-        out["items"] = _structural(node["items"], definitions)
-        out["x-kubernetes-list-type"] = "atomic"
+        out["items"] = structural(node["items"], definitions)
+        out.setdefault("x-kubernetes-list-type", "atomic")
     if out.get("type") == "integer":
         out["format"] = "int64"
     return out

@@ -1,4 +1,4 @@
-"""Calls from the command line and the file watcher to the rooms of one instance, by gRPC.
+"""Calls from the command line and the reconcilers to the rooms of one instance, by gRPC.
 
 Any scheduler will do: one that is away is passed over. What an answer means is the callers' business.
 """
@@ -22,7 +22,6 @@ from signalbox.v1.scheduler_pb2_grpc import SchedulerStub
 from signalbox.v1.token_refresher_pb2_grpc import TokenRefresherStub
 from signalbox.v1.usage_pb2_grpc import UsageStub
 
-WRITER = "files"
 _PATIENCE_S = 8.0
 _CALL_LIMIT_S = 30.0
 # With others to ask, a replica that hangs is not waited for that long.
@@ -39,7 +38,8 @@ class Addresses:
 
     scheduler: tuple[str, ...]
     token_refresher: str
-    usage: str
+    usage: str = ""
+    """Empty for callers that ask nothing of the ledger."""
 
 
 class Rooms:
@@ -49,9 +49,9 @@ class Rooms:
     """
 
     def __init__(self, addresses: Addresses, settings: RoomSettings) -> None:
+        ledger = addresses.usage or addresses.token_refresher
         self._channels = [
-            rpc.connect(settings, address)
-            for address in (*addresses.scheduler, addresses.token_refresher, addresses.usage)
+            rpc.connect(settings, address) for address in (*addresses.scheduler, addresses.token_refresher, ledger)
         ]
         *schedulers, refresher, usage = self._channels
         self._schedulers = [SchedulerStub(channel) for channel in schedulers]
@@ -78,14 +78,14 @@ class Rooms:
         methods = [stub.ListObjects for stub in self._schedulers]
         return list((await _call("scheduler", methods, request)).objects)
 
-    async def put_objects(self, objects: Sequence[scheduler_pb2.Object], fence: int) -> None:
+    async def put_objects(self, objects: Sequence[scheduler_pb2.Object], writer: str, fence: int) -> None:
         """Create or replace registry objects."""
-        request = scheduler_pb2.PutObjectsRequest(writer=WRITER, fence=fence, objects=objects)
+        request = scheduler_pb2.PutObjectsRequest(writer=writer, fence=fence, objects=objects)
         await _call("scheduler", [stub.PutObjects for stub in self._schedulers], request)
 
-    async def delete_objects(self, refs: Sequence[scheduler_pb2.ObjectRef], fence: int) -> None:
+    async def delete_objects(self, refs: Sequence[scheduler_pb2.ObjectRef], writer: str, fence: int) -> None:
         """Remove registry objects; those that are gone already are no error."""
-        request = scheduler_pb2.DeleteObjectsRequest(writer=WRITER, fence=fence, objects=refs)
+        request = scheduler_pb2.DeleteObjectsRequest(writer=writer, fence=fence, objects=refs)
         await _call("scheduler", [stub.DeleteObjects for stub in self._schedulers], request)
 
     async def watch_objects(self) -> AsyncIterator[scheduler_pb2.ObjectEvent]:

@@ -1,0 +1,1 @@
+"""The operator: reconciles custom resources into the rooms and reports back in their status."""

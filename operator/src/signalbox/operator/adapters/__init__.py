@@ -1,0 +1,1 @@
+"""What the operator talks to: the API server (through kopf and by itself) and, in libs/rooms, the rooms."""

@@ -1,0 +1,103 @@
+"""What the operator's loops share: the objects, the plan, what the rooms say, and which statuses may have changed."""
+
+import asyncio
+from collections.abc import Iterable, Mapping
+
+from signalbox.operator.domain.world import Seen, World
+from signalbox.resources.models import SIGNALBOX_KINDS
+from signalbox.resources.reading import Identity
+from signalbox.resources.state import Desired, DesiredObject
+from signalbox.v1 import scheduler_pb2, token_refresher_pb2
+
+
+class Board:
+    """Shared by the loops of one event loop; nothing here waits."""
+
+    def __init__(self) -> None:
+        self.world = World()
+        self.complete = False
+        """Whether everything was listed once, so that what is not in `world` does not exist."""
+        self.superseded = False
+        """Whether a newer operator has taken over: this one writes nothing any more."""
+        self.desired: dict[Identity, DesiredObject] = {}
+        self.live: dict[Identity, bytes] = {}
+        """The registry's status message of each object, packed: ten thousand of them lie here."""
+        self.grants: dict[str, token_refresher_pb2.GrantStatus] = {}
+        self.refused: dict[str, str] = {}
+        """Why the token-refresher would not take a grant, by account."""
+        self.withdrawn: list[Identity] = []
+        """Keys that were deleted and are still in the registry, for all we know."""
+        self.changed = asyncio.Event()
+        self.dirty: dict[Identity, None] = {}
+        self.some_dirty = asyncio.Event()
+
+    # ------------------------------------------------------------------ documents
+
+    def notice(self, seen: Seen) -> None:
+        """Take in an object."""
+        before = self.world.get(seen.identity)
+        if not self.world.notice(seen):
+            return
+        if seen.identity.kind == "RelayKey" and seen.deleting_since is not None:
+            self.withdrawn.append(seen.identity)
+        if before is None or _is_another(before, seen):
+            self.changed.set()
+        self.mark([seen.identity])
+
+    def forget(self, identity: Identity, version: int) -> None:
+        """Take in a deletion."""
+        if not self.world.forget(identity, version):
+            return
+        if identity.kind == "RelayKey":
+            self.withdrawn.append(identity)
+        self.changed.set()
+
+    def plan(self, desired: Desired) -> None:
+        """Take in a new plan."""
+        fresh = {Identity(o.kind, *o.id.split("/", 1)): o for o in desired.objects}
+        self.mark(i for i, o in fresh.items() if (old := self.desired.get(i)) is None or old != o)
+        self.mark(i for i in self.desired if i not in fresh)
+        self.desired = fresh
+
+    # ------------------------------------------------------------------ statuses
+
+    def learn(self, item: scheduler_pb2.ObjectWithStatus) -> None:
+        """Take in what the registry says of an object."""
+        identity = Identity(item.object.kind, *item.object.id.split("/", 1))
+        packed = message_of(item).SerializeToString(deterministic=True)
+        if self.live.get(identity) != packed:
+            self.live[identity] = packed
+            self.mark([identity])
+
+    def refuse(self, refused: Mapping[str, str], tried: Iterable[str]) -> None:
+        """Take in which of the grants that were put just now were refused, and why."""
+        before = dict(self.refused)
+        for account in tried:
+            self.refused.pop(account, None)
+        self.refused.update(refused)
+        self.mark(Identity("ClaudeAccount", *a.split("/", 1)) for a in {*before, *self.refused})
+
+    def mark(self, identities: Iterable[Identity]) -> None:
+        """Note that statuses may have to be written."""
+        for identity in identities:
+            if identity.kind in SIGNALBOX_KINDS and self.world.get(identity) is not None:
+                self.dirty[identity] = None
+        if self.dirty:
+            self.some_dirty.set()
+
+
+def message_of(
+    item: scheduler_pb2.ObjectWithStatus,
+) -> scheduler_pb2.AccountStatus | scheduler_pb2.PoolStatus | scheduler_pb2.KeyStatus:
+    """Return the status inside the registry's answer."""
+    match item.object.kind:
+        case "ClaudeAccount":
+            return item.account
+        case "AccountPool":
+            return item.pool
+    return item.key
+
+
+def _is_another(before: Seen, after: Seen) -> bool:
+    """Whether two versions differ in what is planned with, rather than only in status and the like."""
+    return before.document != after.document or before.deleting_since != after.deleting_since or before.uid != after.uid

@@ -1,0 +1,168 @@
+"""Brings the documents into force: plans with all of them, compares with the rooms, carries out the difference.
+
+Level-triggered: every pass compares everything with everything. Deleted keys are withdrawn at once, before the pass.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from signalbox.core import logs
+from signalbox.core.errors import Refused, SignalboxError
+from signalbox.operator.controllers.board import Board
+from signalbox.operator.metrics import Metrics
+from signalbox.resources.actions import diff
+from signalbox.resources.reading import Identity
+from signalbox.resources.reconcile import plan
+from signalbox.resources.state import Action, DeleteGrant, DeleteObject, Desired, Policy, PutGrant, PutObject, State
+from signalbox.rooms.carryout import Carrier, lacks_grant
+from signalbox.rooms.client import Rooms
+
+log = logs.logger(__name__)
+
+_DEBOUNCE_S = 0.05
+_FIRST_RETRY_S = 0.2
+_LONGEST_RETRY_S = 3.0
+_IDLE_S = 30.0
+
+
+class Documents:
+    """Reconciles registry and grants with the documents until cancelled."""
+
+    def __init__(
+        self, board: Board, rooms: Rooms, carrier: Carrier, policy: Policy, *, metrics: Metrics,
+        ready: Callable[[str], None],
+    ) -> None:
+        self._board = board
+        self._rooms = rooms
+        self._carrier = carrier
+        self._policy = policy
+        self._metrics = metrics
+        self._ready = ready
+        self._state = State()
+        self._registry: dict[tuple[str, str], str] | None = None
+        self._seeds: dict[str, str] | None = None
+        self._failure = ""
+
+    def relist(self) -> None:
+        """Compare with what the rooms really have, soon: they may have lost something."""
+        self._registry = self._seeds = None
+        self._board.changed.set()
+
+    async def keep_in_force(self) -> None:
+        """Pass after pass."""
+        retry_s = _FIRST_RETRY_S
+        while True:
+            self._metrics.beat("documents")
+            self._board.changed.clear()
+            wait_s = _IDLE_S
+            try:
+                if self._board.complete and not self._board.superseded:
+                    wait_s = await self._one_pass()
+                    retry_s = _FIRST_RETRY_S
+            except SignalboxError as e:
+                self._note_failure(e)
+                wait_s, retry_s = retry_s, min(_LONGEST_RETRY_S, retry_s * 2)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._board.changed.wait(), wait_s)
+                await asyncio.sleep(_DEBOUNCE_S)
+
+    async def keep_withdrawing(self) -> None:
+        """Take deleted keys out of the registry at once; a pass over ten thousand of them takes a second or two."""
+        while True:
+            await asyncio.sleep(_DEBOUNCE_S)
+            if not self._board.withdrawn or self._board.superseded or self._registry is None:
+                continue
+            gone, self._board.withdrawn = self._board.withdrawn, []
+            known = [i for i in dict.fromkeys(gone) if (i.kind, i.id) in self._registry and self._is_gone(i)]
+            try:
+                await self._act([DeleteObject(i.kind, i.id) for i in known])
+            except SignalboxError as e:
+                self._note_failure(e)
+
+    # ------------------------------------------------------------------ one pass
+
+    async def _one_pass(self) -> float:
+        """Bring everything into force; return seconds until the next pass is due anyway."""
+        began_s = time.monotonic()
+        loaded = self._board.world.documents()
+        desired = await asyncio.to_thread(plan, loaded, self._state, now=datetime.now(UTC), policy=self._policy)
+        self._state = desired.state
+        self._board.plan(desired)
+        registry, seeds = await self._present()
+        actions = [action for action in diff(desired, registry, seeds) if self._still_holds(action, desired)]
+        await self._act(actions)
+        if actions:
+            log.info("documents_in_force", actions=len(actions))
+        self._failure = ""
+        self._ready("")
+        self._metrics.pass_s.set(time.monotonic() - began_s)
+        if desired.next_change_at is None:
+            return _IDLE_S
+        return min(_IDLE_S, max(0.05, (desired.next_change_at - datetime.now(UTC)).total_seconds()))
+
+    async def _present(self) -> tuple[dict[tuple[str, str], str], dict[str, str]]:
+        """Return what the rooms have: as we left it, or as they say after they may have lost something."""
+        if self._registry is None:
+            found: dict[tuple[str, str], str] = {}
+            for item in await self._rooms.list_objects(with_status=False):
+                found[item.object.kind, item.object.id] = item.object.revision
+            self._registry = found
+        if self._seeds is None:
+            self._seeds = {account: grant.seed_version for account, grant in (await self._rooms.grants()).items()}
+        return self._registry, self._seeds
+
+    async def _act(self, actions: list[Action]) -> None:
+        """Carry out actions and keep the books; after a failure the rooms are asked what they have."""
+        try:
+            refused = await self._carrier.carry_out(actions)
+        except SignalboxError:
+            self._registry = self._seeds = None
+            raise
+        for account, why in refused.items():
+            log.warning("grant_refused", account=account, why=why)
+        self._board.refuse(refused, [a.grant.account for a in actions if isinstance(a, PutGrant)])
+        for action in actions:
+            match action:
+                case PutObject(item) if self._registry is not None and not lacks_grant(action, refused):
+                    self._registry[item.kind, item.id] = item.revision
+                case DeleteObject(kind, object_id) if self._registry is not None:
+                    self._registry.pop((kind, object_id), None)
+                case PutGrant(grant) if self._seeds is not None and grant.account not in refused:
+                    self._seeds[grant.account] = grant.seed_version
+                case DeleteGrant(account) if self._seeds is not None:
+                    self._seeds.pop(account, None)
+
+    def _still_holds(self, action: Action, desired: Desired) -> bool:
+        """Whether an action is right by what has become known since the plan was begun.
+
+        A deleted key must not come back. What exists but was never seen good (its document was refused before this
+        operator started) keeps what an earlier one brought into force.
+        """
+        match action:
+            case PutObject(item) if item.kind == "RelayKey":
+                return not self._is_gone(Identity(item.kind, *item.id.split("/", 1)))
+            case DeleteObject(kind, object_id):
+                return not self._is_refused(Identity(kind, *object_id.split("/", 1)))
+            case DeleteGrant(account):
+                return not self._is_refused(Identity("ClaudeAccount", *account.split("/", 1)))
+        return True
+
+    def _is_gone(self, identity: Identity) -> bool:
+        seen = self._board.world.get(identity)
+        return seen is None or seen.deleting_since is not None
+
+    def _is_refused(self, identity: Identity) -> bool:
+        seen = self._board.world.get(identity)
+        return seen is not None and seen.document.resource is None and identity not in self._state.good
+
+    def _note_failure(self, error: SignalboxError) -> None:
+        if isinstance(error, Refused) and "newer writer" in error.message:
+            self._board.superseded = True
+            log.error("superseded", why="a newer operator has taken over; this one does nothing more")
+        if str(error) != self._failure:
+            log.warning("documents_not_in_force", why=str(error))
+        self._failure = str(error)
+        self._ready(self._failure)

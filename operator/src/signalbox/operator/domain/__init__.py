@@ -1,0 +1,1 @@
+"""What the operator decides: pure, with injected time. No API server, no rooms."""

@@ -1,0 +1,135 @@
+"""What the API server holds, as last seen: every watched object, newest version first come or last, never an older one.
+
+Events and whole listings arrive in any order; the object's version decides. Holds Secrets and is never printed.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final
+
+from signalbox.resources.loading import LoadResult
+from signalbox.resources.models import SIGNALBOX_KINDS
+from signalbox.resources.reading import Document, Identity, read_document
+from signalbox.resources.values import parse_time
+
+FINALIZER: Final = "signalbox.dev/drain"
+SOURCE: Final = "cluster"
+# Values of Secrets that are too long for any credential are not kept.
+MAX_SECRET_VALUE: Final = 64 << 10
+_IGNORED_SECRETS: Final = frozenset({"helm.sh/release.v1", "kubernetes.io/service-account-token"})
+_METADATA: Final = ("name", "namespace", "labels", "uid", "creationTimestamp", "generation", "deletionTimestamp")
+_MOST_GONE: Final = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One object: its document as signalbox.resources judges it, and what else of it matters here."""
+
+    document: Document = field(repr=False)
+    version: int
+    uid: str = ""
+    generation: int = 0
+    deleting_since: datetime | None = None
+    held: bool = False
+    """Whether our finalizer is on it."""
+    status: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def identity(self) -> Identity:
+        """What names it."""
+        return self.document.identity
+
+
+def read(raw: Mapping[str, Any]) -> Seen | None:
+    """Return what the API server sent as `Seen`; None for what Signalbox has no use for.
+
+    Only the metadata that matters is kept: managed fields and annotations can hold a second copy of a Secret.
+    """
+    metadata = raw.get("metadata") or {}
+    if raw.get("type") in _IGNORED_SECRETS:
+        return None
+    kept = {name: metadata[name] for name in _METADATA if metadata.get(name) is not None}
+    plain: dict[str, Any] = {"apiVersion": raw.get("apiVersion"), "kind": raw.get("kind"), "metadata": kept}
+    if raw.get("kind") == "Secret":
+        values = raw.get("data") or {}
+        plain["data"] = {key: text for key, text in values.items() if len(text or "") <= MAX_SECRET_VALUE}
+    elif raw.get("kind") in SIGNALBOX_KINDS:
+        plain["spec"] = raw.get("spec")
+    judged = read_document(plain)
+    if not isinstance(judged, Document):
+        return None
+    good = judged.resource is not None
+    since = metadata.get("deletionTimestamp")
+    return Seen(
+        document=Document(judged.identity, {} if good else judged.raw, judged.resource, judged.problems, SOURCE),
+        version=int(metadata.get("resourceVersion") or 0),
+        uid=str(metadata.get("uid") or ""),
+        generation=int(metadata.get("generation") or 0),
+        deleting_since=parse_time(since) if since else None,
+        held=FINALIZER in (metadata.get("finalizers") or ()),
+        status=raw.get("status") or {},
+    )
+
+
+class World:
+    """All objects that are watched, by identity."""
+
+    def __init__(self) -> None:
+        self._seen: dict[Identity, Seen] = {}
+        self._gone: dict[Identity, int] = {}
+
+    def get(self, identity: Identity) -> Seen | None:
+        """Return an object, None where there is none."""
+        return self._seen.get(identity)
+
+    def of_kinds(self, kinds: Iterable[str]) -> list[Seen]:
+        """Return all objects of some kinds."""
+        wanted = frozenset(kinds)
+        return [seen for seen in self._seen.values() if seen.identity.kind in wanted]
+
+    def notice(self, seen: Seen) -> bool:
+        """Take in an object; return whether that is news."""
+        known = self._seen.get(seen.identity)
+        if known is not None and known.version >= seen.version:
+            return False
+        if self._gone.get(seen.identity, -1) >= seen.version:
+            return False
+        self._seen[seen.identity] = seen
+        return True
+
+    def forget(self, identity: Identity, version: int) -> bool:
+        """Take in that an object was deleted, at a version; return whether that is news."""
+        self._remember_gone(identity, version)
+        known = self._seen.get(identity)
+        if known is None or known.version > version:
+            return False
+        del self._seen[identity]
+        return True
+
+    def replace(self, kind: str, namespace: str | None, listed: Iterable[Seen], version: int) -> set[Identity]:
+        """Take in a whole listing of a kind (in one namespace or in all) at a version; return what is news."""
+        news = {seen.identity for seen in listed if self.notice(seen)}
+        present = {seen.identity for seen in listed}
+        for identity, seen in list(self._seen.items()):
+            inside = identity.kind == kind and namespace in (None, identity.namespace)
+            if inside and identity not in present and seen.version <= version:
+                del self._seen[identity]
+                news.add(identity)
+        return news
+
+    def documents(self) -> LoadResult:
+        """Return what should be planned with: everything but what is being deleted.
+
+        An account that is being deleted is still there, and drains.
+        """
+        documents = tuple(
+            seen.document for seen in self._seen.values()
+            if seen.deleting_since is None or seen.identity.kind == "ClaudeAccount"
+        )
+        return LoadResult(documents, problems=tuple(p for d in documents for p in d.problems))
+
+    def _remember_gone(self, identity: Identity, version: int) -> None:
+        self._gone[identity] = version
+        while len(self._gone) > _MOST_GONE:
+            self._gone.pop(next(iter(self._gone)))
