@@ -127,6 +127,7 @@ async def test_admits_wait_for_a_scheduler_that_comes_back(connect: Connect, sch
     assert [a.request_id for b in scheduler.fake.got for a in b.admits] == ["r1", "r1"]
 
 
+@pytest.mark.slow
 async def test_without_a_scheduler_the_caller_is_told_in_time(connect: Connect, tmp_path: Path) -> None:
     session = await connect(f"unix:{tmp_path}/none.sock")
     async with asyncio.timeout(4):

@@ -9,7 +9,7 @@ from signalbox.gateway.adapters.credentials import CredentialCache
 from signalbox.gateway.adapters.journal_delivery import JournalDelivery
 from signalbox.gateway.adapters.model_lists import ModelLists
 from signalbox.gateway.adapters.scheduler_session import SchedulerSession
-from signalbox.gateway.adapters.upstream_pool import UpstreamPool
+from signalbox.gateway.adapters.upstream_pool import UpstreamPool, system_tls
 from signalbox.gateway.adapters.usage_reports import UsageReports
 from signalbox.gateway.api.http import CallerRoutes
 from signalbox.gateway.api.keycheck import KeyCheck
@@ -60,8 +60,11 @@ class Gateway:
         self.delivery = JournalDelivery(usage, config.journal_dir, gateway_id)
         self.session = SchedulerSession(schedulers, gateway_id, self._deliver_journal)
         self.credentials = CredentialCache(refresher)
-        self.models = ModelLists(self.credentials)
-        self.pool = UpstreamPool(idle_s=config.upstream_idle_s, idle_per_route=config.upstream_idle_per_account)
+        tls = system_tls()
+        self.models = ModelLists(self.credentials, tls)
+        self.pool = UpstreamPool(
+            idle_s=config.upstream_idle_s, idle_per_route=config.upstream_idle_per_account, tls=tls,
+        )
         buffers = Buffers(config.max_buffered_bytes)
         BUFFERED.set_function(lambda: buffers.held)
         keys = KeyCheck(self.session, config.trusted_proxies, clock)
