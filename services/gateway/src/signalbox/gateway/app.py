@@ -2,6 +2,8 @@
 
 import asyncio
 
+from prometheus_client import REGISTRY
+
 from signalbox.core import ids, logs, rpc, settings
 from signalbox.core.clock import SystemClock
 from signalbox.core.telemetry import Readiness, TelemetryServer
@@ -73,9 +75,11 @@ class Gateway:
             clock=clock, scheduler=self.session, credentials=self.credentials, journal=journal, pool=self.pool,
             buffers=buffers, client_stall_s=config.client_stall_s,
         )
+        metrics = Metrics()
+        REGISTRY.register(metrics)
         relay = RequestRelay(
             clock=clock, scheduler=self.session, credentials=self.credentials, journal=journal, keys=keys,
-            sender=self.sender, metrics=Metrics(), secret=config.secret,
+            sender=self.sender, metrics=metrics, secret=config.secret,
         )
         routes = CallerRoutes(
             clock=clock, keys=keys, journal=journal, models=self.models, reports=UsageReports(usage),
