@@ -6,6 +6,7 @@ from prometheus_client import REGISTRY
 
 from signalbox.core import ids, logs, rpc, settings
 from signalbox.core.clock import SystemClock
+from signalbox.core.grpc_stream import Endpoint
 from signalbox.core.telemetry import Readiness, TelemetryServer
 from signalbox.gateway.adapters.credentials import CredentialCache
 from signalbox.gateway.adapters.journal_delivery import JournalDelivery
@@ -54,9 +55,9 @@ class Gateway:
         gateway_id = ids.instance_id()
         usage = rpc.connect(config, config.usage_address)
         refresher = rpc.connect(config, config.token_refresher_address)
-        schedulers = [rpc.connect(config, address) for address in config.scheduler_address]
+        schedulers = [Endpoint(config, address) for address in config.scheduler_address]
         self._config = config
-        self._channels = [usage, refresher, *schedulers]
+        self._channels = [usage, refresher]
         self.readiness = Readiness("scheduler", "token-refresher")
         self.telemetry = TelemetryServer(config.telemetry_address, self.readiness)
         self.delivery = JournalDelivery(usage, config.journal_dir, gateway_id)

@@ -6,21 +6,17 @@ until its time is up. With several schedulers a session moves to another when on
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
+from typing import Final, Generic, TypeVar
 
-import grpc
-import grpc.aio
+from google.protobuf.message import DecodeError
 
 from signalbox.core import logs
+from signalbox.core.grpc_stream import Endpoint, Stream
 from signalbox.gateway.domain.ports import OpenLease, SchedulerUnavailable
 from signalbox.gateway.domain.records import unsent
 from signalbox.v1 import scheduler_pb2 as pb
-from signalbox.v1.scheduler_pb2_grpc import SchedulerStub
-
-if TYPE_CHECKING:
-    from signalbox.v1.scheduler_pb2_grpc import SchedulerAsyncStub
 
 log = logs.logger(__name__)
 
@@ -39,7 +35,8 @@ SETTLE_LINGER_S = 0.025    # nobody waits for a settle: it goes with, and before
 
 Request = TypeVar("Request", pb.InspectRequest, pb.AdmitRequest, pb.RetryRequest)
 Response = TypeVar("Response", pb.InspectResponse, pb.AdmitResponse)
-SessionCall: TypeAlias = "grpc.aio.StreamStreamCall[pb.GatewayBatch, pb.SchedulerBatch]"
+
+_METHOD: Final = f"/{pb.DESCRIPTOR.services_by_name['Scheduler'].full_name}/Session"
 
 
 @dataclass(slots=True)
@@ -60,26 +57,25 @@ class _Batch:
     heartbeats: list[pb.HeartbeatRequest] = field(default_factory=list)
     journal_delivered: pb.JournalDelivered | None = None
 
-    def message(self) -> pb.GatewayBatch:
+    def serialized(self) -> bytes:
         return pb.GatewayBatch(
             inspects=self.inspects, admits=self.admits, retries=self.retries, settles=self.settles,
             heartbeats=self.heartbeats, journal_delivered=self.journal_delivered,
-        )
+        ).SerializeToString()
 
 
 class SchedulerSession:
     """Implements ports.Scheduler over Session streams. `deliver_journal` empties the journal when a scheduler asks."""
 
     def __init__(
-        self, channels: list[grpc.aio.Channel], gateway_id: str, deliver_journal: Callable[[], Awaitable[bool]],
+        self, schedulers: Sequence[Endpoint], gateway_id: str, deliver_journal: Callable[[], Awaitable[bool]],
     ) -> None:
-        self._stubs: list[SchedulerAsyncStub] = [SchedulerStub(c) for c in channels]
-        random.shuffle(self._stubs)
+        self._schedulers = random.sample(schedulers, len(schedulers))
         self._gateway_id = gateway_id
         self._deliver_journal = deliver_journal
         self._seq = 0
         self._batch = _Batch()
-        self._wanted = asyncio.Event()
+        self._flushing = False
         self._lingering = False
         self._inspects: dict[int, _Asked[pb.InspectRequest, pb.InspectResponse]] = {}
         self._admits: dict[int, _Asked[pb.AdmitRequest, pb.AdmitResponse]] = {}
@@ -89,8 +85,9 @@ class SchedulerSession:
         self._leases: dict[str, OpenLease] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
-        self._call: SessionCall | None = None
-        self._heard = asyncio.Event()
+        self._stream: Stream | None = None
+        self._hurry: asyncio.TimerHandle | None = None
+        self._unanswered = False           # a batch was written and nothing was heard since
         self._spoke_s: float | None = None  # when something was first said since the scheduler was last heard
         self.connected = False
 
@@ -153,7 +150,7 @@ class SchedulerSession:
         answer: asyncio.Future[Response] = self._loop.create_future()
         pending[request.seq] = _Asked(request, answer, self._give_up_s(queueing_ms))
         batch.append(request)
-        self._wanted.set()
+        self._want()
         return answer
 
     def _send_settle(self, request: pb.SettleRequest) -> None:
@@ -167,7 +164,7 @@ class SchedulerSession:
     def _end_linger(self) -> None:
         self._lingering = False
         if self._batch.settles:
-            self._wanted.set()
+            self._want()
 
     def _send_heartbeats(self) -> None:
         if not self._leases:
@@ -182,57 +179,42 @@ class SchedulerSession:
         self._batch.heartbeats.append(
             pb.HeartbeatRequest(seq=self._next_seq(), gateway_id=self._gateway_id, leases=beats),
         )
-        self._wanted.set()
+        self._want()
 
     # ------------------------------------------------------------------ the stream
 
     async def _keep_connected(self) -> None:
         pause_s = RECONNECT_FIRST_S
         while True:
-            stub = self._stubs[0]
-            self._stubs.append(self._stubs.pop(0))
+            scheduler = self._schedulers[0]
+            self._schedulers.append(self._schedulers.pop(0))
             try:
-                if await self._serve_session(stub.Session()):
+                async with asyncio.timeout(CONNECT_WAIT_S):
+                    stream = await scheduler.open(_METHOD, self._hear)
+            except (OSError, TimeoutError) as e:
+                log.info("scheduler_session_lost", why=str(e) or type(e).__name__)
+            else:
+                if await self._serve_session(stream):
                     pause_s = RECONNECT_FIRST_S
-            except grpc.aio.AioRpcError as e:
-                log.info("scheduler_session_lost", why=e.details())
-            except asyncio.InvalidStateError:
-                log.info("scheduler_session_lost", why="the stream ended while a batch was being written")
-            except asyncio.CancelledError:
-                _obey_cancellation()
-                log.warning("scheduler_session_lost", why="the scheduler was silent")
-            _obey_cancellation()
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, RECONNECT_MOST_S)
 
-    async def _serve_session(self, call: SessionCall) -> bool:
+    async def _serve_session(self, stream: Stream) -> bool:
         """Run one session until it ends; return whether the scheduler had answered at all."""
-        writing: asyncio.Task[None] | None = None
-        answered = False
-        self._call, self._spoke_s = call, self._loop.time()
+        self._stream, self._spoke_s = stream, self._loop.time()
+        stream.send(pb.GatewayBatch(hello=pb.Hello(gateway_id=self._gateway_id, protocol="v1")).SerializeToString())
         try:
-            await call.write(pb.GatewayBatch(hello=pb.Hello(gateway_id=self._gateway_id, protocol="v1")))
-            async for batch in call:
-                self._spoke_s = None
-                self._heard.set()
-                if not answered:
-                    answered = True
-                    self._begin_session()
-                    writing = asyncio.create_task(self._write(call))
-                self._receive(batch)
-                if batch.draining:
-                    break
+            log.info("scheduler_session_lost", why=await stream.ended)
+            return self.connected
         finally:
             self.connected = False
-            self._call = self._spoke_s = None
-            if writing is not None:
-                writing.cancel()
-            call.cancel()
-        return answered
+            self._stream = self._spoke_s = None
+            stream.close()
 
     def _begin_session(self) -> None:
         """Ask again what the last session left unanswered."""
         self.connected = True
+        self._unanswered = False
         self._batch = _Batch(
             [asked.request for asked in self._inspects.values()],
             [asked.request for asked in self._admits.values()],
@@ -240,28 +222,57 @@ class SchedulerSession:
         )
         self._settling.clear()
         if self._inspects or self._admits or self._retries:
-            self._wanted.set()
+            self._want()
         for settle in self._settles.values():
             self._send_settle(settle)
         self._send_heartbeats()
 
-    async def _write(self, call: SessionCall) -> None:
+    def _want(self) -> None:
+        """Write what waits once this turn of the event loop has added all that it will."""
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        if not self.connected:
+            return  # the next session begins with all that is unanswered
+        if not self._unanswered:
+            self._write()
+        elif self._hurry is None:
+            self._hurry = self._loop.call_later(GATHER_S, self._write)
+
+    def _write(self) -> None:
+        if self._hurry is not None:
+            self._hurry.cancel()
+            self._hurry = None
+        if self._stream is None or not self.connected:
+            return
+        batch, self._batch = self._batch, _Batch()
+        self._unanswered = True
+        if self._spoke_s is None:
+            self._spoke_s = self._loop.time()
+        self._stream.send(batch.serialized())
+
+    def _hear(self, message: bytes) -> None:
+        """Take one batch of answers."""
+        assert self._stream is not None
         try:
-            while True:
-                await self._wanted.wait()
-                await asyncio.sleep(0)
-                if not self._heard.is_set():
-                    hurry = self._loop.call_later(GATHER_S, self._heard.set)
-                    await self._heard.wait()
-                    hurry.cancel()
-                self._wanted.clear()
-                self._heard.clear()
-                batch, self._batch = self._batch, _Batch()
-                if self._spoke_s is None:
-                    self._spoke_s = self._loop.time()
-                await call.write(batch.message())
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            call.cancel()
+            batch = pb.SchedulerBatch.FromString(message)
+        except DecodeError:
+            self._stream.close("the scheduler's batch is unreadable")
+            return
+        self._spoke_s = None
+        self._unanswered = False
+        if not self.connected:
+            self._begin_session()
+        self._receive(batch)
+        if batch.draining:
+            self._stream.close("the scheduler is draining")
+        elif self._hurry is not None:
+            self._hurry.cancel()
+            self._hurry = None
+            self._want()
 
     def _receive(self, batch: pb.SchedulerBatch) -> None:
         for admitted in batch.admits:
@@ -293,7 +304,7 @@ class SchedulerSession:
             return
         self._send_heartbeats()
         self._batch.journal_delivered = pb.JournalDelivered(epoch=epoch)
-        self._wanted.set()
+        self._want()
 
     # ------------------------------------------------------------------ in the background
 
@@ -316,24 +327,16 @@ class SchedulerSession:
     def _watch_silence(self, now_s: float) -> None:
         """Notice a scheduler that hangs without dying; every batch but a late one is answered at once."""
         silent_s = now_s - self._spoke_s if self._spoke_s is not None else 0.0
-        if silent_s > SILENT_LIMIT_S and self._call is not None:
-            self._spoke_s = None
-            self._call.cancel()
+        if silent_s > SILENT_LIMIT_S and self._stream is not None:
+            self._stream.close("the scheduler was silent")
         elif silent_s > PROBE_AFTER_S and self.connected:
             self._batch.heartbeats.append(pb.HeartbeatRequest(seq=self._next_seq(), gateway_id=self._gateway_id))
-            self._wanted.set()
+            self._want()
 
     def _spawn(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _obey_cancellation() -> None:
-    """End the task when it was cancelled inside a gRPC call, which answers a cancellation with an error of its own."""
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
 
 
 def _give_up(pending: dict[int, _Asked[Request, Response]], now_s: float) -> None:
