@@ -129,11 +129,11 @@ def account(name: str, *, labels: dict[str, str] | None = None, **spec: Any) -> 
 
 
 def pool(name: str, *accounts: str, **spec: Any) -> pb.Object:
-    """Return a compiled pool."""
+    """Return a compiled pool. Nothing waits in it unless a test says so."""
     compiled = {
         "ready": True, "reason": "Serves", "accounts": sorted(f"default/{a}" for a in accounts), "strategy": "Headroom",
         "affinity": {"mode": "Session", "ttl": "1h", "onUnavailable": "Repin"},
-        "failover": {"maxAttempts": 3, "fallbackPools": []}, "queue": {"maxWait": "10s", "maxDepth": 100},
+        "failover": {"maxAttempts": 3, "fallbackPools": []}, "queue": {"maxWait": "10s", "maxDepth": 0},
         "timeouts": {
             "connect": "5s", "headers": "2m", "headersUnstreamed": "10m", "firstContent": "30s", "idle": "1m",
             "total": "1h",

@@ -138,7 +138,7 @@ class AdmitResponse(_message.Message):
     def __init__(self, seq: _Optional[int] = ..., grant: _Optional[_Union[Grant, _Mapping]] = ..., denial: _Optional[_Union[Denial, _Mapping]] = ..., limits: _Optional[_Iterable[_Union[_common_pb2.LimitState, _Mapping]]] = ..., decision: _Optional[bytes] = ...) -> None: ...
 
 class Grant(_message.Message):
-    __slots__ = ("lease_id", "lease_token", "attempt", "key_id", "owner", "account_id", "pool_id", "provider", "base_url", "send_model", "repinned", "has_proxy", "admitted_at_ms", "max_attempts", "attempts_left", "timeouts", "lease_ttl_ms")
+    __slots__ = ("lease_id", "lease_token", "attempt", "key_id", "owner", "account_id", "pool_id", "provider", "base_url", "send_model", "repinned", "has_proxy", "admitted_at_ms", "max_attempts", "attempts_left", "timeouts", "lease_ttl_ms", "waited_ms")
     LEASE_ID_FIELD_NUMBER: _ClassVar[int]
     LEASE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
@@ -156,6 +156,7 @@ class Grant(_message.Message):
     ATTEMPTS_LEFT_FIELD_NUMBER: _ClassVar[int]
     TIMEOUTS_FIELD_NUMBER: _ClassVar[int]
     LEASE_TTL_MS_FIELD_NUMBER: _ClassVar[int]
+    WAITED_MS_FIELD_NUMBER: _ClassVar[int]
     lease_id: str
     lease_token: bytes
     attempt: int
@@ -173,7 +174,8 @@ class Grant(_message.Message):
     attempts_left: int
     timeouts: Timeouts
     lease_ttl_ms: int
-    def __init__(self, lease_id: _Optional[str] = ..., lease_token: _Optional[bytes] = ..., attempt: _Optional[int] = ..., key_id: _Optional[str] = ..., owner: _Optional[str] = ..., account_id: _Optional[str] = ..., pool_id: _Optional[str] = ..., provider: _Optional[str] = ..., base_url: _Optional[str] = ..., send_model: _Optional[str] = ..., repinned: _Optional[bool] = ..., has_proxy: _Optional[bool] = ..., admitted_at_ms: _Optional[int] = ..., max_attempts: _Optional[int] = ..., attempts_left: _Optional[int] = ..., timeouts: _Optional[_Union[Timeouts, _Mapping]] = ..., lease_ttl_ms: _Optional[int] = ...) -> None: ...
+    waited_ms: int
+    def __init__(self, lease_id: _Optional[str] = ..., lease_token: _Optional[bytes] = ..., attempt: _Optional[int] = ..., key_id: _Optional[str] = ..., owner: _Optional[str] = ..., account_id: _Optional[str] = ..., pool_id: _Optional[str] = ..., provider: _Optional[str] = ..., base_url: _Optional[str] = ..., send_model: _Optional[str] = ..., repinned: _Optional[bool] = ..., has_proxy: _Optional[bool] = ..., admitted_at_ms: _Optional[int] = ..., max_attempts: _Optional[int] = ..., attempts_left: _Optional[int] = ..., timeouts: _Optional[_Union[Timeouts, _Mapping]] = ..., lease_ttl_ms: _Optional[int] = ..., waited_ms: _Optional[int] = ...) -> None: ...
 
 class Timeouts(_message.Message):
     __slots__ = ("connect", "headers", "headers_unstreamed", "first_content", "idle", "total")
@@ -208,7 +210,7 @@ class Denial(_message.Message):
     def __init__(self, error_code: _Optional[str] = ..., message: _Optional[str] = ..., retry_after_ms: _Optional[int] = ..., never_fits: _Optional[bool] = ..., key_id: _Optional[str] = ..., owner: _Optional[str] = ...) -> None: ...
 
 class Decision(_message.Message):
-    __slots__ = ("strategy", "pin", "considered", "candidates", "chosen", "reason", "excluded")
+    __slots__ = ("strategy", "pin", "considered", "candidates", "chosen", "reason", "excluded", "waited_ms", "waited_for", "pinned", "pin_reason")
     class ExcludedEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -223,6 +225,10 @@ class Decision(_message.Message):
     CHOSEN_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     EXCLUDED_FIELD_NUMBER: _ClassVar[int]
+    WAITED_MS_FIELD_NUMBER: _ClassVar[int]
+    WAITED_FOR_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    PIN_REASON_FIELD_NUMBER: _ClassVar[int]
     strategy: str
     pin: str
     considered: int
@@ -230,7 +236,11 @@ class Decision(_message.Message):
     chosen: str
     reason: str
     excluded: _containers.ScalarMap[str, int]
-    def __init__(self, strategy: _Optional[str] = ..., pin: _Optional[str] = ..., considered: _Optional[int] = ..., candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., chosen: _Optional[str] = ..., reason: _Optional[str] = ..., excluded: _Optional[_Mapping[str, int]] = ...) -> None: ...
+    waited_ms: int
+    waited_for: str
+    pinned: str
+    pin_reason: str
+    def __init__(self, strategy: _Optional[str] = ..., pin: _Optional[str] = ..., considered: _Optional[int] = ..., candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., chosen: _Optional[str] = ..., reason: _Optional[str] = ..., excluded: _Optional[_Mapping[str, int]] = ..., waited_ms: _Optional[int] = ..., waited_for: _Optional[str] = ..., pinned: _Optional[str] = ..., pin_reason: _Optional[str] = ...) -> None: ...
 
 class Candidate(_message.Message):
     __slots__ = ("account_id", "score", "note")
@@ -243,16 +253,18 @@ class Candidate(_message.Message):
     def __init__(self, account_id: _Optional[str] = ..., score: _Optional[int] = ..., note: _Optional[str] = ...) -> None: ...
 
 class RetryRequest(_message.Message):
-    __slots__ = ("seq", "failed", "same_account", "deadline_ms")
+    __slots__ = ("seq", "failed", "same_account", "deadline_ms", "waited_ms")
     SEQ_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
     SAME_ACCOUNT_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
+    WAITED_MS_FIELD_NUMBER: _ClassVar[int]
     seq: int
     failed: SettleRequest
     same_account: bool
     deadline_ms: int
-    def __init__(self, seq: _Optional[int] = ..., failed: _Optional[_Union[SettleRequest, _Mapping]] = ..., same_account: _Optional[bool] = ..., deadline_ms: _Optional[int] = ...) -> None: ...
+    waited_ms: int
+    def __init__(self, seq: _Optional[int] = ..., failed: _Optional[_Union[SettleRequest, _Mapping]] = ..., same_account: _Optional[bool] = ..., deadline_ms: _Optional[int] = ..., waited_ms: _Optional[int] = ...) -> None: ...
 
 class AccountEffect(_message.Message):
     __slots__ = ("kind", "reason", "until_ms", "model_class")
@@ -370,8 +382,22 @@ class DeliverJournal(_message.Message):
     epoch: str
     def __init__(self, epoch: _Optional[str] = ...) -> None: ...
 
+class Cancel(_message.Message):
+    __slots__ = ("request_id",)
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    def __init__(self, request_id: _Optional[str] = ...) -> None: ...
+
+class Queued(_message.Message):
+    __slots__ = ("seq", "wait_ms")
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    WAIT_MS_FIELD_NUMBER: _ClassVar[int]
+    seq: int
+    wait_ms: int
+    def __init__(self, seq: _Optional[int] = ..., wait_ms: _Optional[int] = ...) -> None: ...
+
 class GatewayBatch(_message.Message):
-    __slots__ = ("hello", "inspects", "admits", "retries", "settles", "heartbeats", "journal_delivered")
+    __slots__ = ("hello", "inspects", "admits", "retries", "settles", "heartbeats", "journal_delivered", "cancels")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     INSPECTS_FIELD_NUMBER: _ClassVar[int]
     ADMITS_FIELD_NUMBER: _ClassVar[int]
@@ -379,6 +405,7 @@ class GatewayBatch(_message.Message):
     SETTLES_FIELD_NUMBER: _ClassVar[int]
     HEARTBEATS_FIELD_NUMBER: _ClassVar[int]
     JOURNAL_DELIVERED_FIELD_NUMBER: _ClassVar[int]
+    CANCELS_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     inspects: _containers.RepeatedCompositeFieldContainer[InspectRequest]
     admits: _containers.RepeatedCompositeFieldContainer[AdmitRequest]
@@ -386,23 +413,26 @@ class GatewayBatch(_message.Message):
     settles: _containers.RepeatedCompositeFieldContainer[SettleRequest]
     heartbeats: _containers.RepeatedCompositeFieldContainer[HeartbeatRequest]
     journal_delivered: JournalDelivered
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., inspects: _Optional[_Iterable[_Union[InspectRequest, _Mapping]]] = ..., admits: _Optional[_Iterable[_Union[AdmitRequest, _Mapping]]] = ..., retries: _Optional[_Iterable[_Union[RetryRequest, _Mapping]]] = ..., settles: _Optional[_Iterable[_Union[SettleRequest, _Mapping]]] = ..., heartbeats: _Optional[_Iterable[_Union[HeartbeatRequest, _Mapping]]] = ..., journal_delivered: _Optional[_Union[JournalDelivered, _Mapping]] = ...) -> None: ...
+    cancels: _containers.RepeatedCompositeFieldContainer[Cancel]
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., inspects: _Optional[_Iterable[_Union[InspectRequest, _Mapping]]] = ..., admits: _Optional[_Iterable[_Union[AdmitRequest, _Mapping]]] = ..., retries: _Optional[_Iterable[_Union[RetryRequest, _Mapping]]] = ..., settles: _Optional[_Iterable[_Union[SettleRequest, _Mapping]]] = ..., heartbeats: _Optional[_Iterable[_Union[HeartbeatRequest, _Mapping]]] = ..., journal_delivered: _Optional[_Union[JournalDelivered, _Mapping]] = ..., cancels: _Optional[_Iterable[_Union[Cancel, _Mapping]]] = ...) -> None: ...
 
 class SchedulerBatch(_message.Message):
-    __slots__ = ("inspects", "admits", "settles", "heartbeats", "deliver_journal", "draining")
+    __slots__ = ("inspects", "admits", "settles", "heartbeats", "deliver_journal", "draining", "queued")
     INSPECTS_FIELD_NUMBER: _ClassVar[int]
     ADMITS_FIELD_NUMBER: _ClassVar[int]
     SETTLES_FIELD_NUMBER: _ClassVar[int]
     HEARTBEATS_FIELD_NUMBER: _ClassVar[int]
     DELIVER_JOURNAL_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_FIELD_NUMBER: _ClassVar[int]
     inspects: _containers.RepeatedCompositeFieldContainer[InspectResponse]
     admits: _containers.RepeatedCompositeFieldContainer[AdmitResponse]
     settles: _containers.RepeatedCompositeFieldContainer[SettleResponse]
     heartbeats: _containers.RepeatedCompositeFieldContainer[HeartbeatResponse]
     deliver_journal: DeliverJournal
     draining: bool
-    def __init__(self, inspects: _Optional[_Iterable[_Union[InspectResponse, _Mapping]]] = ..., admits: _Optional[_Iterable[_Union[AdmitResponse, _Mapping]]] = ..., settles: _Optional[_Iterable[_Union[SettleResponse, _Mapping]]] = ..., heartbeats: _Optional[_Iterable[_Union[HeartbeatResponse, _Mapping]]] = ..., deliver_journal: _Optional[_Union[DeliverJournal, _Mapping]] = ..., draining: _Optional[bool] = ...) -> None: ...
+    queued: _containers.RepeatedCompositeFieldContainer[Queued]
+    def __init__(self, inspects: _Optional[_Iterable[_Union[InspectResponse, _Mapping]]] = ..., admits: _Optional[_Iterable[_Union[AdmitResponse, _Mapping]]] = ..., settles: _Optional[_Iterable[_Union[SettleResponse, _Mapping]]] = ..., heartbeats: _Optional[_Iterable[_Union[HeartbeatResponse, _Mapping]]] = ..., deliver_journal: _Optional[_Union[DeliverJournal, _Mapping]] = ..., draining: _Optional[bool] = ..., queued: _Optional[_Iterable[_Union[Queued, _Mapping]]] = ...) -> None: ...
 
 class Object(_message.Message):
     __slots__ = ("kind", "id", "revision", "spec_json", "conditions", "uid", "created_at_ms", "labels", "source", "managed")

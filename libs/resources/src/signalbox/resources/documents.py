@@ -10,6 +10,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from signalbox.resources import yamltext
 from signalbox.resources.editing import Changes, edit_spec
 from signalbox.resources.errors import DocumentNotFound, EditRefused
@@ -33,7 +35,7 @@ def render(
     problems = read.problems if isinstance(read, Document) else read
     if problems:
         raise EditRefused("; ".join(str(problem) for problem in problems))
-    text = yamltext.write(raw)
+    text = yaml.safe_dump(raw, sort_keys=False, allow_unicode=True, width=100)
     return "".join(f"# {line}\n" for line in comment.splitlines()) + text
 
 

@@ -22,7 +22,7 @@ from signalbox.scheduler.adapters.store import Store
 from signalbox.scheduler.adapters.usage import UsageClient
 from signalbox.scheduler.api.service import SchedulerService
 from signalbox.scheduler.domain.view import View
-from signalbox.scheduler.metrics import AccountCollector, Metrics
+from signalbox.scheduler.metrics import Metrics, StateCollector
 from signalbox.scheduler.settings import SchedulerSettings
 from signalbox.v1 import scheduler_pb2
 from signalbox.v1.scheduler_pb2_grpc import add_SchedulerServicer_to_server
@@ -67,11 +67,12 @@ class Room:
         self._channel = rpc.connect(settings, settings.usage_address)
         usage = UsageClient(self._channel, instance_id())
         metrics = Metrics(metrics_registry)
-        metrics_registry.register(AccountCollector(self.view, self.store))
         registry = Registry(self.store, self.view, usage)
-        dispatcher = Dispatcher(
+        self.dispatcher = dispatcher = Dispatcher(
             self.store, self.view, registry, usage=usage, gate=self.gate, observe=metrics.decided,
+            waited=metrics.waited,
         )
+        metrics_registry.register(StateCollector(self.view, self.store, dispatcher.queue))
         reaper = Reaper(
             self.store, self.view, usage=usage, gate=self.gate, reap_s=settings.reap_s, reaped=metrics.orphans.inc,
         )
@@ -79,14 +80,17 @@ class Room:
             self.store, self.view, registry=registry, usage=usage, sessions=self._sessions, gate=self.gate,
             reaper=reaper, journal_wait_s=settings.journal_wait_s,
         )
-        live = LiveRefresher(self.store, self.view, registry, gate=self.gate, refresh_s=settings.refresh_s)
+        live = LiveRefresher(
+            self.store, self.view, registry, gate=self.gate, queue=dispatcher.queue, refresh_s=settings.refresh_s,
+        )
         self._service = SchedulerService(
             dispatcher, registry, live, sessions=self._sessions, gate=self.gate, store=self.store,
         )
         self._server = rpc.Server(settings, settings.listen, [SERVICE])
         add_SchedulerServicer_to_server(self._service, self._server.grpc)
         self._background = (
-            recovery.keep_open, live.keep_fresh, live.listen, reaper.keep_reaping, usage.keep_remembering,
+            recovery.keep_open, live.keep_fresh, live.listen, dispatcher.queue.keep_moving, reaper.keep_reaping,
+            usage.keep_remembering,
         )
         self.work: list[asyncio.Task[None]] = []
 

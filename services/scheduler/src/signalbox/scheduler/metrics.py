@@ -6,6 +6,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from signalbox.scheduler.adapters.queue import Queue
 from signalbox.scheduler.adapters.store import Store
 from signalbox.scheduler.domain.status import availability
 from signalbox.scheduler.domain.view import View
@@ -30,6 +31,11 @@ class Metrics:
         self.orphans = Counter(
             "signalbox_orphans_total", "Leases that expired because no gateway renewed them.", registry=registry,
         )
+        self._waits = Histogram(
+            "signalbox_queue_wait_seconds", "How long requests waited for an account, by outcome"
+            " (granted, denied, cancelled).", ["outcome"],
+            buckets=(0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60), registry=registry,
+        )
         self._granted = self._admissions.labels("grant", "")
 
     def decided(self, response: AdmitResponse, took_s: float) -> None:
@@ -40,16 +46,21 @@ class Metrics:
             self._granted.inc()
         self._duration.observe(took_s)
 
+    def waited(self, outcome: str, waited_s: float) -> None:
+        """Count the end of one wait for an account."""
+        self._waits.labels(outcome).observe(waited_s)
 
-class AccountCollector(Collector):
-    """Account gauges, made from the view when they are asked for."""
 
-    def __init__(self, view: View, store: Store) -> None:
+class StateCollector(Collector):
+    """Gauges of accounts and of the queue, made when they are asked for."""
+
+    def __init__(self, view: View, store: Store, queue: Queue) -> None:
         self._view = view
         self._store = store
+        self._queue = queue
 
     def collect(self) -> Iterator[Metric]:
-        """Yield account_state and account_headroom_ratio."""
+        """Yield account_state, account_headroom_ratio and queue_depth."""
         states = GaugeMetricFamily(
             "signalbox_account_state", "1 for the state that an account is in.", labels=["account", "state"],
         )
@@ -73,5 +84,11 @@ class AccountCollector(Collector):
                 if window.limit > 0 and window.remaining >= 0:
                     used = 1 - window.remaining / window.limit
                 headroom.add_metric([account.id, window.name], max(0.0, 1.0 - used))
+        depth = GaugeMetricFamily(
+            "signalbox_queue_depth", "Requests that wait for an account of a pool in this scheduler.", labels=["pool"],
+        )
+        for pool_id in list(self._view.snapshot.pools):
+            depth.add_metric([pool_id], self._queue.depths[pool_id])
         yield states
         yield headroom
+        yield depth

@@ -1,22 +1,27 @@
 """The gateway's session with a scheduler: what is ready in one loop tick travels as one batch, both ways.
 
 All calls are idempotent under their ids, so what was asked on a session that broke is asked again on the next one,
-until its time is up. With several schedulers a session moves to another when one drains or dies.
+until its time is up. With several schedulers a session moves to another when one drains or dies. Where a request waits
+for an account the scheduler says so; it is asked again elsewhere with what is left of its time.
 """
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
-from google.protobuf.message import DecodeError
+import grpc
+import grpc.aio
 
 from signalbox.core import logs
-from signalbox.core.grpc_stream import Endpoint, Stream
 from signalbox.gateway.domain.ports import OpenLease, SchedulerUnavailable
 from signalbox.gateway.domain.records import unsent
 from signalbox.v1 import scheduler_pb2 as pb
+from signalbox.v1.scheduler_pb2_grpc import SchedulerStub
+
+if TYPE_CHECKING:
+    from signalbox.v1.scheduler_pb2_grpc import SchedulerAsyncStub
 
 log = logs.logger(__name__)
 
@@ -28,15 +33,14 @@ RECONNECT_MOST_S = 1.0
 SWEEP_EVERY_S = 0.25
 # A scheduler that has been asked and says nothing is asked for a sign of life, then left for another.
 PROBE_AFTER_S = 1.0
-# While a batch is unanswered the next one gathers, but no longer than this: an answer may wait for an account.
+# While a batch is unanswered the next one gathers, but no longer than this.
 GATHER_S = 0.01
 SILENT_LIMIT_S = 3.0
 SETTLE_LINGER_S = 0.025    # nobody waits for a settle: it goes with, and before, the next question, or after this time
 
 Request = TypeVar("Request", pb.InspectRequest, pb.AdmitRequest, pb.RetryRequest)
 Response = TypeVar("Response", pb.InspectResponse, pb.AdmitResponse)
-
-_METHOD: Final = f"/{pb.DESCRIPTOR.services_by_name['Scheduler'].full_name}/Session"
+SessionCall: TypeAlias = "grpc.aio.StreamStreamCall[pb.GatewayBatch, pb.SchedulerBatch]"
 
 
 @dataclass(slots=True)
@@ -44,6 +48,7 @@ class _Asked(Generic[Request, Response]):
     request: Request
     answer: asyncio.Future[Response]
     give_up_s: float
+    waits_until_s: float | None = None  # for an account, as the scheduler said
 
 
 @dataclass(slots=True)
@@ -56,26 +61,28 @@ class _Batch:
     settles: list[pb.SettleRequest] = field(default_factory=list)
     heartbeats: list[pb.HeartbeatRequest] = field(default_factory=list)
     journal_delivered: pb.JournalDelivered | None = None
+    cancels: list[pb.Cancel] = field(default_factory=list)
 
-    def serialized(self) -> bytes:
+    def message(self) -> pb.GatewayBatch:
         return pb.GatewayBatch(
             inspects=self.inspects, admits=self.admits, retries=self.retries, settles=self.settles,
-            heartbeats=self.heartbeats, journal_delivered=self.journal_delivered,
-        ).SerializeToString()
+            heartbeats=self.heartbeats, journal_delivered=self.journal_delivered, cancels=self.cancels,
+        )
 
 
 class SchedulerSession:
     """Implements ports.Scheduler over Session streams. `deliver_journal` empties the journal when a scheduler asks."""
 
     def __init__(
-        self, schedulers: Sequence[Endpoint], gateway_id: str, deliver_journal: Callable[[], Awaitable[bool]],
+        self, channels: list[grpc.aio.Channel], gateway_id: str, deliver_journal: Callable[[], Awaitable[bool]],
     ) -> None:
-        self._schedulers = random.sample(schedulers, len(schedulers))
+        self._stubs: list[SchedulerAsyncStub] = [SchedulerStub(c) for c in channels]
+        random.shuffle(self._stubs)
         self._gateway_id = gateway_id
         self._deliver_journal = deliver_journal
         self._seq = 0
         self._batch = _Batch()
-        self._flushing = False
+        self._wanted = asyncio.Event()
         self._lingering = False
         self._inspects: dict[int, _Asked[pb.InspectRequest, pb.InspectResponse]] = {}
         self._admits: dict[int, _Asked[pb.AdmitRequest, pb.AdmitResponse]] = {}
@@ -85,9 +92,8 @@ class SchedulerSession:
         self._leases: dict[str, OpenLease] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
-        self._stream: Stream | None = None
-        self._hurry: asyncio.TimerHandle | None = None
-        self._unanswered = False           # a batch was written and nothing was heard since
+        self._call: SessionCall | None = None
+        self._heard = asyncio.Event()
         self._spoke_s: float | None = None  # when something was first said since the scheduler was last heard
         self.connected = False
 
@@ -111,17 +117,17 @@ class SchedulerSession:
 
     def inspect(self, request: pb.InspectRequest) -> Awaitable[pb.InspectResponse]:
         """Ask for a key's state. Raises SchedulerUnavailable."""
-        return self._ask(self._inspects, self._batch.inspects, request, 0)
+        return self._ask(self._inspects, self._batch.inspects, request)
 
     def admit(self, request: pb.AdmitRequest) -> Awaitable[pb.AdmitResponse]:
         """Ask for an account. Raises SchedulerUnavailable."""
         request.gateway_id = self._gateway_id
-        return self._ask(self._admits, self._batch.admits, request, request.deadline_ms)
+        return self._ask(self._admits, self._batch.admits, request)
 
     def retry(self, request: pb.RetryRequest) -> Awaitable[pb.AdmitResponse]:
         """End a failed attempt and ask for another account. Raises SchedulerUnavailable."""
         self._leases.pop(request.failed.lease_id, None)
-        return self._ask(self._retries, self._batch.retries, request, request.deadline_ms)
+        return self._ask(self._retries, self._batch.retries, request)
 
     def settle(self, request: pb.SettleRequest) -> None:
         """Hand in the end of a lease; kept until acknowledged."""
@@ -135,22 +141,21 @@ class SchedulerSession:
 
     # ------------------------------------------------------------------ asking
 
-    def _give_up_s(self, queueing_ms: int) -> float:
-        waits_s = ANSWER_WAIT_S if self.connected else CONNECT_WAIT_S
-        return self._loop.time() + waits_s + queueing_ms / 1000
+    def _give_up_s(self) -> float:
+        return self._loop.time() + (ANSWER_WAIT_S if self.connected else CONNECT_WAIT_S)
 
     def _next_seq(self) -> int:
         self._seq += 1
         return self._seq
 
     def _ask(
-        self, pending: dict[int, _Asked[Request, Response]], batch: list[Request], request: Request, queueing_ms: int,
+        self, pending: dict[int, _Asked[Request, Response]], batch: list[Request], request: Request,
     ) -> Awaitable[Response]:
         request.seq = self._next_seq()
         answer: asyncio.Future[Response] = self._loop.create_future()
-        pending[request.seq] = _Asked(request, answer, self._give_up_s(queueing_ms))
+        pending[request.seq] = _Asked(request, answer, self._give_up_s())
         batch.append(request)
-        self._want()
+        self._wanted.set()
         return answer
 
     def _send_settle(self, request: pb.SettleRequest) -> None:
@@ -164,7 +169,7 @@ class SchedulerSession:
     def _end_linger(self) -> None:
         self._lingering = False
         if self._batch.settles:
-            self._want()
+            self._wanted.set()
 
     def _send_heartbeats(self) -> None:
         if not self._leases:
@@ -179,42 +184,59 @@ class SchedulerSession:
         self._batch.heartbeats.append(
             pb.HeartbeatRequest(seq=self._next_seq(), gateway_id=self._gateway_id, leases=beats),
         )
-        self._want()
+        self._wanted.set()
 
     # ------------------------------------------------------------------ the stream
 
     async def _keep_connected(self) -> None:
         pause_s = RECONNECT_FIRST_S
         while True:
-            scheduler = self._schedulers[0]
-            self._schedulers.append(self._schedulers.pop(0))
+            stub = self._stubs[0]
+            self._stubs.append(self._stubs.pop(0))
             try:
-                async with asyncio.timeout(CONNECT_WAIT_S):
-                    stream = await scheduler.open(_METHOD, self._hear)
-            except (OSError, TimeoutError) as e:
-                log.info("scheduler_session_lost", why=str(e) or type(e).__name__)
-            else:
-                if await self._serve_session(stream):
+                if await self._serve_session(stub.Session()):
                     pause_s = RECONNECT_FIRST_S
+            except grpc.aio.AioRpcError as e:
+                log.info("scheduler_session_lost", why=e.details())
+            except asyncio.InvalidStateError:
+                log.info("scheduler_session_lost", why="the stream ended while a batch was being written")
+            except asyncio.CancelledError:
+                _obey_cancellation()
+                log.warning("scheduler_session_lost", why="the scheduler was silent")
+            _obey_cancellation()
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, RECONNECT_MOST_S)
 
-    async def _serve_session(self, stream: Stream) -> bool:
+    async def _serve_session(self, call: SessionCall) -> bool:
         """Run one session until it ends; return whether the scheduler had answered at all."""
-        self._stream, self._spoke_s = stream, self._loop.time()
-        stream.send(pb.GatewayBatch(hello=pb.Hello(gateway_id=self._gateway_id, protocol="v1")).SerializeToString())
+        writing: asyncio.Task[None] | None = None
+        answered = False
+        self._call, self._spoke_s = call, self._loop.time()
         try:
-            log.info("scheduler_session_lost", why=await stream.ended)
-            return self.connected
+            await call.write(pb.GatewayBatch(hello=pb.Hello(gateway_id=self._gateway_id, protocol="v1")))
+            async for batch in call:
+                self._spoke_s = None
+                self._heard.set()
+                if not answered:
+                    answered = True
+                    self._begin_session()
+                    writing = asyncio.create_task(self._write(call))
+                self._receive(batch)
+                if batch.draining:
+                    break
         finally:
             self.connected = False
-            self._stream = self._spoke_s = None
-            stream.close()
+            self._hurry_waiting()
+            self._call = self._spoke_s = None
+            if writing is not None:
+                writing.cancel()
+            call.cancel()
+        return answered
 
     def _begin_session(self) -> None:
         """Ask again what the last session left unanswered."""
         self.connected = True
-        self._unanswered = False
+        self._hurry_waiting()
         self._batch = _Batch(
             [asked.request for asked in self._inspects.values()],
             [asked.request for asked in self._admits.values()],
@@ -222,57 +244,28 @@ class SchedulerSession:
         )
         self._settling.clear()
         if self._inspects or self._admits or self._retries:
-            self._want()
+            self._wanted.set()
         for settle in self._settles.values():
             self._send_settle(settle)
         self._send_heartbeats()
 
-    def _want(self) -> None:
-        """Write what waits once this turn of the event loop has added all that it will."""
-        if not self._flushing:
-            self._flushing = True
-            self._loop.call_soon(self._flush)
-
-    def _flush(self) -> None:
-        self._flushing = False
-        if not self.connected:
-            return  # the next session begins with all that is unanswered
-        if not self._unanswered:
-            self._write()
-        elif self._hurry is None:
-            self._hurry = self._loop.call_later(GATHER_S, self._write)
-
-    def _write(self) -> None:
-        if self._hurry is not None:
-            self._hurry.cancel()
-            self._hurry = None
-        if self._stream is None or not self.connected:
-            return
-        batch, self._batch = self._batch, _Batch()
-        self._unanswered = True
-        if self._spoke_s is None:
-            self._spoke_s = self._loop.time()
-        self._stream.send(batch.serialized())
-
-    def _hear(self, message: bytes) -> None:
-        """Take one batch of answers."""
-        assert self._stream is not None
+    async def _write(self, call: SessionCall) -> None:
         try:
-            batch = pb.SchedulerBatch.FromString(message)
-        except DecodeError:
-            self._stream.close("the scheduler's batch is unreadable")
-            return
-        self._spoke_s = None
-        self._unanswered = False
-        if not self.connected:
-            self._begin_session()
-        self._receive(batch)
-        if batch.draining:
-            self._stream.close("the scheduler is draining")
-        elif self._hurry is not None:
-            self._hurry.cancel()
-            self._hurry = None
-            self._want()
+            while True:
+                await self._wanted.wait()
+                await asyncio.sleep(0)
+                if not self._heard.is_set():
+                    hurry = self._loop.call_later(GATHER_S, self._heard.set)
+                    await self._heard.wait()
+                    hurry.cancel()
+                self._wanted.clear()
+                self._heard.clear()
+                batch, self._batch = self._batch, _Batch()
+                if self._spoke_s is None:
+                    self._spoke_s = self._loop.time()
+                await call.write(batch.message())
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            call.cancel()
 
     def _receive(self, batch: pb.SchedulerBatch) -> None:
         for admitted in batch.admits:
@@ -281,6 +274,8 @@ class SchedulerSession:
                 asked.answer.set_result(admitted)
             elif admitted.HasField("grant"):
                 self._give_back(admitted.grant)
+        for queued in batch.queued:
+            self._told_waiting(queued)
         for settled in batch.settles:
             lease_id = self._settling.pop(settled.seq, None)
             if lease_id is not None:
@@ -295,6 +290,33 @@ class SchedulerSession:
         if batch.HasField("deliver_journal"):
             self._spawn(self._answer_deliver_journal(batch.deliver_journal.epoch))
 
+    def _told_waiting(self, queued: pb.Queued) -> None:
+        """Be patient with a request that waits for an account, and tell of its caller's hanging up."""
+        asked: _Asked[Any, Any] | None = self._admits.get(queued.seq) or self._retries.get(queued.seq)
+        if asked is None:
+            return
+        asked.waits_until_s = self._loop.time() + queued.wait_ms / 1000
+        asked.give_up_s = asked.waits_until_s + ANSWER_WAIT_S
+        asked.answer.add_done_callback(lambda _: self._waited(asked))
+
+    def _waited(self, asked: "_Asked[Any, Any]") -> None:
+        if not asked.answer.cancelled():
+            return
+        request = asked.request
+        self._admits.pop(request.seq, None)
+        self._retries.pop(request.seq, None)
+        self._batch.cancels.append(pb.Cancel(request_id=_request_id(request)))
+        self._wanted.set()
+
+    def _hurry_waiting(self) -> None:
+        """A session ended or began: those that wait are asked for again, with what is left of their time."""
+        now_s = self._loop.time()
+        waiting: list[_Asked[Any, Any]] = [*self._admits.values(), *self._retries.values()]
+        for asked in waiting:
+            if asked.waits_until_s is not None:
+                asked.request.deadline_ms = max(1, int((asked.waits_until_s - now_s) * 1000))
+                asked.give_up_s = self._give_up_s()
+
     def _give_back(self, grant: pb.Grant) -> None:
         """Settle a lease that came too late for its request."""
         self.settle(unsent(grant))
@@ -304,7 +326,7 @@ class SchedulerSession:
             return
         self._send_heartbeats()
         self._batch.journal_delivered = pb.JournalDelivered(epoch=epoch)
-        self._want()
+        self._wanted.set()
 
     # ------------------------------------------------------------------ in the background
 
@@ -327,16 +349,30 @@ class SchedulerSession:
     def _watch_silence(self, now_s: float) -> None:
         """Notice a scheduler that hangs without dying; every batch but a late one is answered at once."""
         silent_s = now_s - self._spoke_s if self._spoke_s is not None else 0.0
-        if silent_s > SILENT_LIMIT_S and self._stream is not None:
-            self._stream.close("the scheduler was silent")
+        if silent_s > SILENT_LIMIT_S and self._call is not None:
+            self._spoke_s = None
+            self._call.cancel()
         elif silent_s > PROBE_AFTER_S and self.connected:
             self._batch.heartbeats.append(pb.HeartbeatRequest(seq=self._next_seq(), gateway_id=self._gateway_id))
-            self._want()
+            self._wanted.set()
 
     def _spawn(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _request_id(request: pb.AdmitRequest | pb.RetryRequest) -> str:
+    if isinstance(request, pb.AdmitRequest):
+        return request.request_id
+    return request.failed.lease_id.rpartition(".")[0]
+
+
+def _obey_cancellation() -> None:
+    """End the task when it was cancelled inside a gRPC call, which answers a cancellation with an error of its own."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def _give_up(pending: dict[int, _Asked[Request, Response]], now_s: float) -> None:

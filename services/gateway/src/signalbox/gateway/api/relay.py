@@ -36,8 +36,6 @@ from signalbox.wire.request import RequestInvalid, read_request
 
 log = logs.logger(__name__)
 
-PATIENCE_MS = 10_000    # how long a caller is expected to wait for an account, at most
-
 T = TypeVar("T")
 
 
@@ -96,7 +94,7 @@ class RequestRelay:
         except RequestInvalid as e:
             await self._keys.inspect(order)
             raise Refusal("request_invalid", e.message, key_id=order.key_id, owner=order.owner) from e
-        admission = order.admission(exchange.body, self._session_secret, PATIENCE_MS)
+        admission = order.admission(self._session_secret)
         try:
             answer = await self._ask(exchange, self._scheduler.admit(admission))
         except SchedulerUnavailable as e:
@@ -137,8 +135,9 @@ class RequestRelay:
                 self._tell(exchange, order, course, ending, None)
                 return
             self._metrics.failover(ending)
-            answer = await self._retry(exchange, settle, following)
+            answer = await self._retry(exchange, settle, following, grant)
             if answer.HasField("denial"):
+                self._journal.deny(records.no_further_attempt(order, answer, self._clock.now_ms()))
                 self._tell(exchange, order, course, ending, answer)
                 return
 
@@ -171,9 +170,11 @@ class RequestRelay:
             return course.not_refreshed(e.reason, grant, transient=e.transient)
         return following
 
-    async def _retry(self, exchange: Exchange, settle: SettleRequest, following: Next) -> AdmitResponse:
+    async def _retry(
+        self, exchange: Exchange, settle: SettleRequest, following: Next, grant: Grant,
+    ) -> AdmitResponse:
         settle.more_attempts = True
-        retry = RetryRequest(failed=settle, same_account=following.same_account, deadline_ms=PATIENCE_MS)
+        retry = RetryRequest(failed=settle, same_account=following.same_account, waited_ms=grant.waited_ms)
         try:
             return await self._ask(exchange, self._scheduler.retry(retry))
         except (SchedulerUnavailable, asyncio.CancelledError) as e:

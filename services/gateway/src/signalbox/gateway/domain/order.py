@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from signalbox.gateway.domain.caller import session_digest
 from signalbox.v1.scheduler_pb2 import AdmitRequest, InspectRequest
 from signalbox.wire.clients import session_of
-from signalbox.wire.request import RequestFacts, conversation_seed
+from signalbox.wire.request import RequestFacts
 
 
 @dataclass(slots=True)
@@ -46,16 +46,16 @@ class Order:
             with_accounts=with_accounts,
         )
 
-    def admission(self, body: bytes, secret: bytes, deadline_ms: int) -> AdmitRequest:
-        """Return the question to the scheduler; `deadline_ms` is how long the caller may wait for an account."""
+    def admission(self, secret: bytes) -> AdmitRequest:
+        """Return the question to the scheduler; how long the caller waits for an account is left to the pool."""
         facts = self.facts
         assert facts is not None
         session = session_of(self.fields, facts)
         return AdmitRequest(
             request_id=self.request_id, key_hash=self.key_hash, route=self.route, model=facts.model,
             models=facts.models, client=self.client, source_address=self.source,
-            session=session_digest(secret, self.key_hash, session or conversation_seed(body)),
+            session=session_digest(secret, self.key_hash, session or facts.conversation_seed()),
             session_derived=not session, state_bound=facts.state_bound, stream=self.streamed,
             input_bytes=facts.input_bytes, max_tokens=facts.max_tokens, unseen_input=facts.unseen_input,
-            deadline_ms=deadline_ms, speed=facts.speed, inference_geo=facts.inference_geo,
+            speed=facts.speed, inference_geo=facts.inference_geo,
         )

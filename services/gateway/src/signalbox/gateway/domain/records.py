@@ -6,10 +6,11 @@ from functools import lru_cache
 from signalbox.gateway.domain.events import Ending, Limits, ResponseHead, Trouble
 from signalbox.gateway.domain.order import Order
 from signalbox.gateway.domain.ports import CredentialUnusable
-from signalbox.gateway.domain.refusal import Refusal
+from signalbox.gateway.domain.refusal import Refusal, from_answer
 from signalbox.v1.common_pb2 import OUTCOME_DENIED, OUTCOME_UPSTREAM_ERROR, TokenUsage, Window
 from signalbox.v1.scheduler_pb2 import AccountEffect, AdmitResponse, Grant, SettleRequest
 from signalbox.v1.usage_pb2 import AttemptEvent
+from signalbox.wire.errors import OWN_ERRORS
 
 
 def limits_of(grant: Grant, client_stall_s: float) -> Limits:
@@ -85,6 +86,12 @@ def denial(order: Order, refusal: Refusal, status: int, now_ms: int) -> AttemptE
         started_at_ms=now_ms, decision=refusal.decision, outcome=OUTCOME_DENIED, status=status, reason=refusal.code,
         retry_after_ms=refusal.retry_after_ms,
     )
+
+
+def no_further_attempt(order: Order, answer: AdmitResponse, now_ms: int) -> AttemptEvent:
+    """Return the record of why a request that had been attempted was not attempted again."""
+    refusal = from_answer(answer)
+    return denial(order, refusal, OWN_ERRORS[refusal.code].status, now_ms)
 
 
 def without_credential(why: CredentialUnusable) -> Ending:

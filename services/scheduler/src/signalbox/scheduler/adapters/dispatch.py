@@ -1,6 +1,7 @@
 """Carries out a gateway's batch: all that is ready goes to Redis at once, what needs another round goes again.
 
-Decisions are made in domain/; this is the one place that pairs them with Redis's answers.
+Decisions are made in domain/; this is the one place that pairs them with Redis's answers. Requests that wait for an
+account leave their batch for the queue and are answered later.
 """
 
 import time
@@ -10,6 +11,7 @@ from typing import Any
 from signalbox.core import logs
 from signalbox.core.errors import Unavailable
 from signalbox.scheduler.adapters.gate import Gate
+from signalbox.scheduler.adapters.queue import Ended, Queue
 from signalbox.scheduler.adapters.registry import Registry, peek_operation
 from signalbox.scheduler.adapters.store import LostState, Operation, Store
 from signalbox.scheduler.adapters.usage import UsageClient
@@ -27,6 +29,7 @@ from signalbox.v1.scheduler_pb2 import (
     HeartbeatResponse,
     InspectRequest,
     LeaseBeat,
+    Queued,
     RetryRequest,
     SchedulerBatch,
     SettleRequest,
@@ -38,6 +41,8 @@ log = logs.logger(__name__)
 
 Observe = Callable[[AdmitResponse, float], None]
 """Told of each decision and how long it took, in seconds."""
+Later = Callable[[SchedulerBatch], None]
+"""Takes what is said after the batch's own answer."""
 _Handler = Callable[[list[Any], int], None]
 
 
@@ -46,6 +51,7 @@ class Dispatcher:
 
     def __init__(
         self, store: Store, view: View, registry: Registry, *, usage: UsageClient, gate: Gate, observe: Observe,
+        waited: Ended,
     ) -> None:
         self._store = store
         self._view = view
@@ -53,9 +59,17 @@ class Dispatcher:
         self._usage = usage
         self._gate = gate
         self._observe = observe
+        self.queue = Queue(store, gate, self._carry_out_waiting, waited)
 
-    async def run(self, batch: GatewayBatch) -> tuple[SchedulerBatch, list[SettleRequest]]:
-        """Answer a batch. Also return the settles that could not be applied yet and are therefore not answered."""
+    async def run(
+        self, batch: GatewayBatch, later: Later, owner: object,
+    ) -> tuple[SchedulerBatch, list[SettleRequest]]:
+        """Answer a batch. Also return the settles that could not be applied yet and are therefore not answered.
+
+        Admissions that have to wait are only told of as such; their answers go to `later`, unless `owner` drops them.
+        """
+        for cancel in batch.cancels:
+            self.queue.cancel(cancel.request_id)
         began_s = time.monotonic()
         work = _Work(self._view, self._store.now_ms(), batch)
         try:
@@ -67,6 +81,9 @@ class Dispatcher:
         work.give_up()
         took_s = time.monotonic() - began_s
         for admission in work.admissions:
+            if admission.wait is not None:
+                self._let_wait(admission, work.answer, later, owner)
+                continue
             assert admission.response is not None
             work.answer.admits.append(admission.response)
             self._observe(admission.response, took_s)
@@ -75,8 +92,28 @@ class Dispatcher:
         self._remember_first_uses(work.admissions)
         return work.answer, work.unsettled
 
+    def _let_wait(self, admission: Admission, told: SchedulerBatch, later: Later, owner: object) -> None:
+        def reply(response: AdmitResponse, took_s: float) -> None:
+            self._observe(response, took_s)
+            self._remember_first_uses([admission])
+            later(SchedulerBatch(admits=[response]))
+
+        assert admission.wait is not None
+        wait_ms = max(1, admission.wait.until_ms - self._store.now_ms())
+        told.queued.append(Queued(seq=admission.seq, wait_ms=wait_ms))
+        self.queue.add(admission, reply, owner)
+
+    async def _carry_out_waiting(self, admissions: Sequence[Admission]) -> None:
+        """Try requests that wait. Raises Unavailable, LostState."""
+        work = _Work(self._view, self._store.now_ms(), GatewayBatch(), admissions)
+        work.plan_again()
+        await self._repeat(work)
+
     async def _carry_out(self, work: "_Work") -> None:
         work.plan(open_=self._gate.is_open)
+        await self._repeat(work)
+
+    async def _repeat(self, work: "_Work") -> None:
         while work.operations:
             answers = await self._store.run(work.operations)
             work.take(answers)
@@ -100,14 +137,16 @@ class Dispatcher:
 class _Work:
     """One batch on its way: operations for the next round, and who takes which answer."""
 
-    def __init__(self, view: View, now_ms: int, batch: GatewayBatch) -> None:
+    def __init__(
+        self, view: View, now_ms: int, batch: GatewayBatch, waiting: Sequence[Admission] = (),
+    ) -> None:
         self._view = view
         self._now_ms = now_ms
         self._batch = batch
         self._handlers: list[_Handler] = []
         self.operations: list[Operation] = []
         self.answer = SchedulerBatch()
-        self.admissions: list[Admission] = []
+        self.admissions = list(waiting)
         self.unreadable: list[AdmitResponse] = []
         self.unsettled: list[SettleRequest] = []
         self._inspects: dict[int, tuple[InspectRequest, KeyPolicy | None, Denial | None]] = {}
@@ -164,8 +203,8 @@ class _Work:
             AdmitResponse(seq=seq, denial=denials.unavailable()) for seq in asked if seq not in begun
         ]
         for admission in self.admissions:
-            if admission.response is None:
-                admission.response = AdmitResponse(seq=admission.seq, denial=denials.unavailable())
+            if admission.response is None and admission.wait is None:
+                admission.give_up()
 
     def _add(self, operation: Any, first: bytes, second: bytes, handler: _Handler) -> None:
         self.operations.append((operation, first, second))
@@ -201,10 +240,7 @@ class _Work:
     def _plan_retry(self, request: RetryRequest) -> None:
         try:
             failed = settlement(self._view, request.failed)
-            admission = Admission.following(
-                self._view, request.seq, request.failed.lease_token, failed,
-                same_account=request.same_account, now_ms=self._now_ms,
-            )
+            admission = Admission.following(self._view, request, failed, self._now_ms)
         except ValueError:
             log.warning("lease_token_unreadable", lease_id=request.failed.lease_id)
             self.unreadable.append(AdmitResponse(seq=request.seq, denial=denials.unavailable()))

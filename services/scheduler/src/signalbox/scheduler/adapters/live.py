@@ -10,6 +10,7 @@ from redis.exceptions import RedisError
 from signalbox.core import logs
 from signalbox.core.errors import Unavailable
 from signalbox.scheduler.adapters.gate import Gate
+from signalbox.scheduler.adapters.queue import Queue
 from signalbox.scheduler.adapters.registry import Registry
 from signalbox.scheduler.adapters.store import EVENTS_CHANNEL, LostState, Store, pairs
 from signalbox.scheduler.domain.operations import decode_health
@@ -23,16 +24,20 @@ log = logs.logger(__name__)
 
 _OVERLAP_MS = 2_000
 _RECONNECT_S = 0.5
+_HAS_ROOM = b"+"
 
 
 class LiveRefresher:
     """Reads what other schedulers, and this one's own calls, left in Redis."""
 
-    def __init__(self, store: Store, view: View, registry: Registry, *, gate: Gate, refresh_s: float) -> None:
+    def __init__(
+        self, store: Store, view: View, registry: Registry, *, gate: Gate, queue: Queue, refresh_s: float,
+    ) -> None:
         self._store = store
         self._view = view
         self._registry = registry
         self._gate = gate
+        self._queue = queue
         self._refresh_s = refresh_s
         self._noticed = asyncio.Event()
         self._seen_ms = 0
@@ -47,8 +52,11 @@ class LiveRefresher:
                 self._opening = self._gate.openings
                 self._forget()
             try:
+                version = self._view.snapshot.version
                 await self._registry.refresh()
                 await self.refresh()
+                if self._view.snapshot.version != version:
+                    self._queue.stir()
             except (Unavailable, LostState) as e:
                 self._gate.close(str(e) or "Redis lost its state")
                 continue
@@ -65,8 +73,11 @@ class LiveRefresher:
                     await pubsub.subscribe(EVENTS_CHANNEL)
                     self._noticed.set()
                     while True:
-                        await pubsub.get_message(ignore_subscribe_messages=True, timeout=5.0)
-                        self._noticed.set()
+                        message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=5.0)
+                        if message is not None and message["data"].startswith(_HAS_ROOM):
+                            self._queue.freed(message["data"].removeprefix(_HAS_ROOM).decode())
+                        else:
+                            self._noticed.set()
             except (RedisError, OSError) as e:
                 log.debug("notices_lost", why=str(e))
                 await asyncio.sleep(_RECONNECT_S)
@@ -115,6 +126,7 @@ class LiveRefresher:
         touched |= {k.partition("|")[0] for k in rests if rests[k] != live.rests.get(k)}
         benched = {k for k in {*benches, *live.benches} if benches.get(k) != live.benches.get(k)}
         live.rests, live.benches = rests, benches
+        self._queue.stir()
         for account in self._view.snapshot.accounts.values():
             if account.group in touched or account.id in benched:
                 self._tell(account.id)

@@ -43,29 +43,43 @@ class SchedulerService(SchedulerServicer):
 
     async def Inspect(self, request: pb.InspectRequest, context: "Context") -> pb.InspectResponse:  # noqa: N802
         """Answer one Inspect."""
-        answer, _ = await self._dispatcher.run(pb.GatewayBatch(inspects=[request]))
+        answer, _ = await self._dispatcher.run(pb.GatewayBatch(inspects=[request]), _nothing, self)
         return answer.inspects[0]
 
     async def Admit(self, request: pb.AdmitRequest, context: "Context") -> pb.AdmitResponse:  # noqa: N802
         """Answer one Admit."""
-        answer, _ = await self._dispatcher.run(pb.GatewayBatch(admits=[request]))
-        return answer.admits[0]
+        return await self._decide(pb.GatewayBatch(admits=[request]))
 
     async def Retry(self, request: pb.RetryRequest, context: "Context") -> pb.AdmitResponse:  # noqa: N802
         """Answer one Retry; where nothing could be settled the caller must settle itself."""
-        answer, _ = await self._dispatcher.run(pb.GatewayBatch(retries=[request]))
-        return answer.admits[0]
+        return await self._decide(pb.GatewayBatch(retries=[request]))
+
+    async def _decide(self, batch: pb.GatewayBatch) -> pb.AdmitResponse:
+        """Answer a batch of one admission, after it has waited where it must."""
+        decided: asyncio.Future[pb.AdmitResponse] = asyncio.get_running_loop().create_future()
+
+        def later(said: pb.SchedulerBatch) -> None:
+            if said.admits and not decided.done():
+                decided.set_result(said.admits[0])
+
+        answer, _ = await self._dispatcher.run(batch, later, decided)
+        if answer.admits:
+            return answer.admits[0]
+        try:
+            return await decided
+        finally:
+            self._dispatcher.queue.drop(decided)
 
     async def Settle(self, request: pb.SettleRequest, context: "Context") -> pb.SettleResponse:  # noqa: N802
         """Answer one Settle."""
-        answer, unsettled = await self._dispatcher.run(pb.GatewayBatch(settles=[request]))
+        answer, unsettled = await self._dispatcher.run(pb.GatewayBatch(settles=[request]), _nothing, self)
         if unsettled:
             await _unavailable(context)
         return answer.settles[0]
 
     async def Heartbeat(self, request: pb.HeartbeatRequest, context: "Context") -> pb.HeartbeatResponse:  # noqa: N802
         """Answer one Heartbeat."""
-        answer, _ = await self._dispatcher.run(pb.GatewayBatch(heartbeats=[request]))
+        answer, _ = await self._dispatcher.run(pb.GatewayBatch(heartbeats=[request]), _nothing, self)
         return answer.heartbeats[0]
 
     async def Session(self, request_iterator: AsyncIterator[pb.GatewayBatch], context: "Context") -> None:  # type: ignore[override]  # noqa: N802
@@ -133,6 +147,10 @@ class SchedulerService(SchedulerServicer):
     async def _lost(self, error: Exception, context: "Context") -> NoReturn:
         self._gate.close(str(error) or "Redis lost its state; counters are being rebuilt")
         await _unavailable(context)
+
+
+def _nothing(_: pb.SchedulerBatch) -> None:
+    """Take what is said later, where nothing can be."""
 
 
 async def _unavailable(context: "Context") -> NoReturn:

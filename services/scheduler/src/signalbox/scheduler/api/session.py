@@ -49,6 +49,7 @@ class GatewaySession:
                 self._changed.set()
         finally:
             self._sessions.leave(self)
+            self._dispatcher.queue.drop(self)
             for task in self._tasks:
                 task.cancel()
 
@@ -73,7 +74,7 @@ class GatewaySession:
             await self._answer(batch)
 
     async def _answer(self, batch: GatewayBatch) -> None:
-        answer, unsettled = await self._dispatcher.run(batch)
+        answer, unsettled = await self._dispatcher.run(batch, self.push, self)
         if unsettled:
             self._spawn(self._settle_later(unsettled))
         if answer.ByteSize():
@@ -85,7 +86,7 @@ class GatewaySession:
         """Apply settles once the gate is open. The gateway's own repetition covers for a scheduler that dies."""
         while settles:
             await self._gate.wait_open()
-            answer, settles = await self._dispatcher.run(GatewayBatch(settles=settles))
+            answer, settles = await self._dispatcher.run(GatewayBatch(settles=settles), self.push, self)
             if answer.ByteSize():
                 await self._write(answer)
 

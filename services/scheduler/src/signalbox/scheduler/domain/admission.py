@@ -1,16 +1,19 @@
 """One admission as a small machine: checks and ranking give an operation for Redis, its answer a response or more.
 
 Sans-I/O: the driver runs `operation` in a batch, hands the answer to `receive`, and reads `response` once it is there.
+Where there is a `wait` instead, the request is kept, and tried again when there is news or its patience is over.
 """
 
 import zlib
 from collections.abc import Sequence
 from typing import Any, Final
 
-from signalbox.scheduler.domain import denials
+from signalbox.scheduler.domain import denials, patience
+from signalbox.scheduler.domain.decisions import REPEATED, decision, why_chosen
 from signalbox.scheduler.domain.keycheck import check_key
 from signalbox.scheduler.domain.limits import limit_states
 from signalbox.scheduler.domain.operations import NOTHING, Candidate, Head, Retake, Settle, Take, read_token
+from signalbox.scheduler.domain.patience import Patience, Wait
 from signalbox.scheduler.domain.policies import (
     ACCOUNT,
     KEY,
@@ -23,19 +26,19 @@ from signalbox.scheduler.domain.policies import (
 from signalbox.scheduler.domain.rank import Ranked, Ranking, Wish, rank
 from signalbox.scheduler.domain.snapshot import PoolIndex
 from signalbox.scheduler.domain.view import View
-from signalbox.v1.scheduler_pb2 import AdmitRequest, AdmitResponse, Decision, Denial, Grant
-from signalbox.v1.scheduler_pb2 import Candidate as CandidateNote
+from signalbox.v1.scheduler_pb2 import AdmitRequest, AdmitResponse, Decision, Denial, Grant, RetryRequest
 
 LEASE_TTL_MS: Final = 30_000
 DERIVED_PIN_TTL_MS: Final = 300_000
 COUNT_TOKENS: Final = "count_tokens"
 _MOST_ROUNDS = 12
+_MOST_OFFERS = 12
 _MOST_LOST_RACES = 2
 _FIRST_OFFER = 3
 _LARGEST_OFFER = 64
-_NOTED = 4
 _EFFECTS = {"rest": "limited", "cool": "cooling", "bench": "benched"}
 _TRANSIENT = ("limited", "cooling", "full", "capped", "probing")
+_ANY_TIME = ("full", "probing")
 
 
 def lease_id(request_id: str, attempt: int) -> str:
@@ -46,7 +49,7 @@ def lease_id(request_id: str, attempt: int) -> str:
 class Admission:
     """One request on its way to a grant or a denial."""
 
-    def __init__(self, view: View, request: AdmitRequest, seq: int, now_ms: int) -> None:
+    def __init__(self, view: View, request: AdmitRequest, seq: int, patience_: Patience, now_ms: int) -> None:
         self.view = view
         self.request = request
         self.seq = seq
@@ -54,6 +57,7 @@ class Admission:
         self.token = b""
         self.operation: Take | Retake | None = None
         self.response: AdmitResponse | None = None
+        self.wait: Wait | None = None
         self.stale = False
         """The snapshot is behind what Redis holds; it must be refreshed before `replan`."""
         self.remember_first_use_ms = 0
@@ -67,36 +71,58 @@ class Admission:
         self._hint: str | None = None
         self._reasons: dict[str, str] = {}
         """Why accounts cannot serve this request, as Redis said in this decision."""
+        self._left_out: dict[str, str] = {}
         self._soonest_ms = 0
+        self._patience = patience_
+        self._waited_for = ""
+        self._turn = 0
+        self._hurry = False
+        self._woken_by = ""
+        self._heals_soon: frozenset[str] = frozenset()
+        self._revisit: frozenset[str] = frozenset()
+        """Accounts that this request has tried and may try again, once they have rested."""
+        self._any_time = False
+        """Whether some account may have room at any moment."""
+        self._is_settled = False
+        self._pin = ""
+        self._pin_reason = ""
+        self._offers = 0
         self._rounds = 0
         self._stale_rounds = 0
         self._limits: tuple[KeyLimit, ...] = ()
         self._ranking = Ranking()
         self._indexes: list[PoolIndex] = []
         self._offered: list[Ranked] = []
+        self._foreseen: list[Ranked] = []
         self._now_ms = now_ms
 
     @classmethod
     def first(cls, view: View, request: AdmitRequest, now_ms: int) -> "Admission":
         """Begin a request's first attempt."""
-        admission = cls(view, request, request.seq, now_ms)
+        admission = cls(view, request, request.seq, Patience(request.deadline_ms, 0), now_ms)
         admission.replan(now_ms)
         return admission
 
     @classmethod
     def following(
-        cls, view: View, seq: int, token: bytes, failed: Settle, *, same_account: bool, now_ms: int,
+        cls, view: View, asked: RetryRequest, failed: Settle, now_ms: int,
     ) -> "Admission":
-        """Begin the attempt after `failed`, whose lease had `token`. Raises ValueError for what is no token."""
+        """Begin the attempt after the one that ended as `failed`. Raises ValueError for a token that is none."""
+        token = asked.failed.lease_token
         head, blob = read_token(token)
-        admission = cls(view, AdmitRequest.FromString(blob), seq, now_ms)
+        admission = cls(
+            view, AdmitRequest.FromString(blob), asked.seq, Patience(asked.deadline_ms, asked.waited_ms), now_ms,
+        )
         admission.token = token
         admission._attempt = head.attempt + 1
         admission._failed = failed
-        kind, _, until_ms, *_ = failed.effect
+        kind, reason, until_ms, *_ = failed.effect
         if kind in _EFFECTS:
             admission._found_out(head.account_id, _EFFECTS[kind], until_ms)
-        if same_account:
+        if patience.heals_soon(_EFFECTS.get(kind, ""), reason):
+            admission._heals_soon = frozenset((head.account_id,))
+            admission._any_time = not until_ms
+        if asked.same_account:
             admission._tried, admission._again_with = head.tried, head.account_id
         else:
             admission._tried = (*head.tried, head.account_id)
@@ -107,7 +133,7 @@ class Admission:
 
     def replan(self, now_ms: int) -> None:
         """Check and rank anew; leaves an operation or a response."""
-        self._now_ms, self.stale, self.operation, self._last_denial = now_ms, False, None, None
+        self._now_ms, self.stale, self.operation, self.wait, self._last_denial = now_ms, False, None, None, None
         self._rounds += 1
         if self._rounds > _MOST_ROUNDS:
             self._deny(denials.unavailable("The documents change faster than they can be read"))
@@ -117,10 +143,13 @@ class Admission:
             self._refuse(denial)
             return
         self._rank()
+        if not self._ranking.candidates and self._tried and not self._revisit:
+            self._look_back()
+            self._rank()
         if not self._ranking.candidates:
-            self._refuse(self._no_candidate())
+            self._no_account()
             return
-        self._offer(self._ranking.candidates, last=not self._ranking.more)
+        self._offer(self._ranking.candidates)
 
     def _checked(self) -> Denial | None:
         r = self.request
@@ -146,12 +175,13 @@ class Admission:
         first = self._again_with if self._again_with not in self._reasons else ""
         # The pinned account stays among the candidates: what keeps it out decides what becomes of the pin.
         left_out = {a: why for a, why in self._reasons.items() if a != self._hint}
-        left_out.update(dict.fromkeys(self._tried, "tried"))
+        left_out.update((a, "tried") for a in self._tried if a not in self._revisit)
+        self._left_out = left_out
         want = min(_LARGEST_OFFER, _FIRST_OFFER * (1 + len(self._reasons)))
-        if self._hint and not self._reasons and not self._tried:
+        if self._hint and not self._reasons and not self._tried and not self._hurry:
             want = 1  # the pinned account almost always takes it; the others are ranked when it does not
         seed = zlib.crc32(self.request.request_id.encode())
-        wish = Wish(self.request.model, seed, self._now_ms, first or self._hint, left_out, want)
+        wish = Wish(self.request.model, seed, self._now_ms, first or self._hint, left_out, want, self._woken_by)
         self._ranking = rank(self._indexes, self.view.live, self.view.turns, wish)
 
     def _session_name(self) -> str:
@@ -160,7 +190,7 @@ class Admission:
             return ""
         return f"{self._key.id}|{self.request.session.hex()}"
 
-    def _offer(self, candidates: list[Ranked], *, last: bool) -> None:
+    def _offer(self, candidates: list[Ranked]) -> None:
         key, r = self._key, self.request
         assert key is not None
         counts = r.route != COUNT_TOKENS
@@ -188,10 +218,12 @@ class Admission:
             "session": self._session, "pin_ttl": self._pin_ttl(pools[0]),
             "hint": self._hint or "", "hint_state": pin_state,
             "refuse": int(self._pinned_pool_refuses()), "bound": int(r.state_bound),
+            "turn": self._turn, "hurry": int(self._hurry or self._patience.over),
         }
         self._offered = candidates
-        self._provisionally(candidates[:1], 1)
-        self._set_operation(fields, last=last)
+        self._foreseen = candidates[:1]
+        self._provisionally(1)
+        self._set_operation(fields, last=False)
 
     def _set_operation(self, fields: dict[str, Any], *, last: bool) -> None:
         if self._failed is None:
@@ -218,12 +250,15 @@ class Admission:
     def _pin_ttl(self, pool: PoolPolicy) -> int:
         return min(pool.pin_ttl_ms, DERIVED_PIN_TTL_MS) if self.request.session_derived else pool.pin_ttl_ms
 
+    def _pinned_index(self) -> PoolIndex | None:
+        return next((i for i in self._indexes if self._hint in i.pool.members), None)
+
     def _pinned_pool_refuses(self) -> bool:
         return bool(self._hint) and any(i.pool.refuses for i in self._indexes if self._hint in i.pool.members)
 
-    def _provisionally(self, candidates: Sequence[Ranked], change: int) -> None:
+    def _provisionally(self, change: int) -> None:
         """Count the first choice at once, so that a burst that is planned together spreads."""
-        for c in candidates:
+        for c in self._foreseen:
             self.view.live.account(c.account.id).in_flight += change
             self.view.turns.took(self._indexes[c.pool].pool.id, c.account, change)
 
@@ -233,7 +268,9 @@ class Admission:
         """Take Redis's answer to `operation`; leaves a response, another operation, or `stale`."""
         kind = answer[0]
         self._now_ms = now_ms
-        self._provisionally(self._offered[:1], -1)
+        self._is_settled = kind not in (b"closed", b"lost", b"error")
+        self._provisionally(-1)
+        self._foreseen = []
         if kind == b"grant":
             self._granted(answer)
         elif kind == b"again":
@@ -246,6 +283,12 @@ class Admission:
             self.replan(now_ms)
         elif kind == b"none":
             self._none_had_room(answer[1:])
+        elif kind == b"patience":
+            self._pinned_is_full(answer[1].decode(), answer[2])
+        elif kind == b"behind":
+            self._stands_behind()
+        elif kind == b"refused":
+            self._pin_is_kept(answer[1].decode(), answer[2])
         else:
             self._denied(kind, answer)
         if self.response is not None:
@@ -258,19 +301,125 @@ class Admission:
             return
         for candidate, reason, until in zip(self._offered, reasons[::2], reasons[1::2], strict=False):
             self._found_out(candidate.account.id, reason.decode(), until)
-        if self._ranking.more:
+        self._offers += 1
+        if self._ranking.more and self._offers < _MOST_OFFERS:
             self.replan(self._now_ms)
         else:
-            self._ranking.candidates = []
-            self._deny(self._no_candidate())
+            self._no_account()
+
+    def _pinned_is_full(self, reason: str, until_ms: int) -> None:
+        """Wait for the pinned account, or be served elsewhere with the pin left where it is."""
+        self._pin_reason = reason
+        self._any_time = reason in _ANY_TIME
+        if not self._waits(self._pinned_index(), until_ms, patience.PIN_FULL, self._hint or ""):
+            self._hurry = True
+            self.replan(self._now_ms)
+
+    def _stands_behind(self) -> None:
+        """Wait with those that wait already; where that is not allowed, be refused as they will be."""
+        index = patience.queue_of(self._indexes, self.request.model)
+        if not self._waits(index, self._now_ms + patience.BEHIND_MS, patience.BEHIND_OTHERS):
+            self._turn = 1
+            self.replan(self._now_ms)
+
+    def _pin_is_kept(self, reason: str, until_ms: int) -> None:
+        """Refuse what may not move. Of an account that this request has tried, what became of it decides."""
+        assert self._key is not None
+        self._pin_reason = self._reasons.get(self._hint or "", reason)
+        wait_ms = max(0, (until_ms or self._soonest_ms or self._ranking.soonest_ms) - self._now_ms)
+        self._pin = "refused"
+        self._refuse(denials.pin_refused(self._key, wait_ms, heals=self._pin_reason in _TRANSIENT))
+
+    # ------------------------------------------------------------------------------------------------ waiting
+
+    def _no_account(self) -> None:
+        """Wait where an account frees up in time, refuse where none does."""
+        denial = self._no_candidate()
+        soonest_ms = self._soonest()
+        if denial.error_code == "pool_limited" and not self._pin_refused():
+            index = patience.queue_of(self._indexes, self.request.model)
+            if self._waits(index, soonest_ms, patience.ALL_FULL):
+                return
+        self._refuse(denial)
+
+    def _waits(self, index: PoolIndex | None, wake_ms: int, why: str, account: str = "") -> bool:
+        """Begin to wait in a pool's queue if something may come of it by `wake_ms`; return whether it does."""
+        if self._patience.over or index is None or not index.pool.max_wait_ms:
+            return False
+        until_ms = self._patience.until(index.pool, self._now_ms)
+        if until_ms <= self._now_ms or not (self._any_time or 0 < wake_ms <= until_ms):
+            return False
+        if self._failed is not None and not self._is_settled:
+            self._ask_for_nothing(last=False)
+            return True
+        lanes: tuple[str, ...] = (f"@{account}",) if account else ()
+        if not account and self._attempt == 1:  # what a later attempt has tried may well do for others
+            lanes = patience.lanes_of(self._indexes, self.request.model)
+        self._patience.begin(self._now_ms)
+        self._waited_for = self._waited_for or why
+        self.operation, self.wait = None, Wait(index.pool, until_ms, wake_ms or until_ms, account, lanes, why)
+        return True
+
+    @property
+    def id(self) -> str:
+        """The name of the lease that it is after."""
+        return lease_id(self.request.request_id, self._attempt)
+
+    @property
+    def key_id(self) -> str:
+        """The key's id, "" where it is not known."""
+        return self._key.id if self._key is not None else ""
+
+    @property
+    def held(self) -> str:
+        """The failed lease whose slot is kept meanwhile, "" for none."""
+        return self._failed.id if self._failed is not None else ""
+
+    def could_use(self, account_id: str) -> bool:
+        """Whether an account that has room again may be what it waits for."""
+        if self.wait is None or (self.wait.account and self.wait.account != account_id):
+            return False
+        if account_id in self._tried and account_id not in self._revisit:
+            return False
+        account = self.view.snapshot.accounts.get(account_id)
+        return (
+            account is not None and account.sends(self.request.model) is not None
+            and any(account_id in i.pool.members for i in self._indexes)
+        )
+
+    def try_again(self, now_ms: int, woken_by: str = "") -> None:
+        """Plan anew after having waited; `woken_by` is the account that has room again, "" where none in particular."""
+        self._turn, self._woken_by = 1, woken_by
+        self._reasons, self._soonest_ms, self._any_time, self._rounds, self._offers = {}, 0, False, 0, 0
+        self._foreseen = []
+        if self._tried:
+            self._look_back()
+        self.replan(now_ms)
+
+    def _look_back(self) -> None:
+        """Find which of the accounts that were tried may serve after all."""
+        self._revisit |= self._heals_soon | patience.worth_another_try(
+            self._tried, self.view.snapshot.accounts, self.view.live, self.request.model, self._now_ms,
+        )
+
+    def lose_patience(self, now_ms: int) -> None:
+        """Plan a last time: what cannot be had now is refused."""
+        self._patience.over = True
+        self.try_again(now_ms)
+
+    def give_up(self) -> None:
+        """Refuse because nothing can be decided."""
+        self.wait = None
+        self._deny(denials.unavailable())
 
     def _found_out(self, account_id: str, reason: str, until_ms: int) -> None:
         self._reasons[account_id] = reason
+        self._any_time = self._any_time or reason in _ANY_TIME
         if until_ms and (not self._soonest_ms or until_ms < self._soonest_ms):
             self._soonest_ms = until_ms
 
     def _granted(self, answer: list[Any]) -> None:
-        _, position, pin, token, first, running, reports = answer
+        _, position, pin, token, first, running, reports, pin_reason = answer
         chosen = self._offered[position - 1]
         account = chosen.account
         self.view.live.account(account.id).in_flight = running
@@ -282,8 +431,10 @@ class Admission:
             self.view.pins.put(self._session, account.id)
         grant = self._grant(account, pool, token, attempt=self._attempt, send_model=chosen.sends)
         grant.repinned, grant.admitted_at_ms = pin == b"moved", self._now_ms
-        why = self._why(account.id, pin)
-        self._finish(grant, None, reports, self._decision(pool.strategy, pin.decode(), account.id, why))
+        grant.waited_ms = self._patience.total_ms(self._now_ms)
+        self._pin, self._pin_reason = pin.decode(), pin_reason.decode() or self._pin_reason
+        why = why_chosen(self._ranking, self._offered, account.id, pin, self._again_with)
+        self._finish(grant, None, reports, self._decision(pool.strategy, account.id, why))
 
     def _grant(
         self, account: AccountPolicy, pool: PoolPolicy, token: bytes, *, attempt: int, send_model: str,
@@ -308,18 +459,12 @@ class Admission:
             return
         grant = self._grant(account, pool, token, attempt=head.attempt, send_model=head.model)
         grant.key_id, grant.owner, grant.admitted_at_ms = head.key_id, head.owner, head.admitted_ms
-        self._finish(grant, None, [], self._decision(pool.strategy, "", account.id, "repeated"))
+        self._finish(grant, None, [], self._decision(pool.strategy, account.id, REPEATED))
 
     def _denied(self, kind: bytes, answer: list[Any]) -> None:
         key = self._key
-        if kind in (b"closed", b"lost") or key is None:
+        if kind in (b"closed", b"lost", b"error") or key is None:
             self._deny(denials.unavailable())
-            return
-        if kind == b"refused":
-            # Of an account that this request has tried, what became of it decides.
-            reason = self._reasons.get(self._hint or "", answer[1].decode())
-            wait_ms = max(0, (answer[2] or self._soonest_ms or self._ranking.soonest_ms) - self._now_ms)
-            self._deny(denials.pin_refused(key, wait_ms, heals=reason in _TRANSIENT), pin="refused")
             return
         _, what, which, at_ms, never, reports = answer
         wait_ms = max(0, at_ms - self._now_ms) if at_ms else 0
@@ -341,8 +486,7 @@ class Admission:
         if not ranking.serving:
             return denials.no_account_for_model(key, self.request.model)
         reasons = {*ranking.excluded, *self._reasons.values()}
-        soonest = min(filter(None, (ranking.soonest_ms, self._soonest_ms)), default=0)
-        wait_ms = max(0, soonest - self._now_ms)
+        wait_ms = max(0, self._soonest() - self._now_ms)
         transient = not reasons.isdisjoint(_TRANSIENT)
         if transient and self._pin_refused():
             return denials.pin_refused(key, wait_ms, heals=True)
@@ -353,6 +497,10 @@ class Admission:
             return denials.key_limit(key, int(limits[0][-1]), self.request.model, wait_ms, never_fits=False)
         return denials.pool_unavailable(key)
 
+    def _soonest(self) -> int:
+        """Return when the first of the accounts that are kept out may serve again, 0 for none."""
+        return min(filter(None, (self._ranking.soonest_ms, self._soonest_ms)), default=0)
+
     def _pin_refused(self) -> bool:
         pinned = self._ranking.pin_state not in ("", "gone", "elsewhere")
         return pinned and (self.request.state_bound or self._pinned_pool_refuses())
@@ -362,50 +510,36 @@ class Admission:
         if self._failed is None:
             self._deny(denial)
             return
-        head = read_token(self.token)[0]
         self._last_denial = denial
-        self._offered = []
+        self._ask_for_nothing(last=True)
+
+    def _ask_for_nothing(self, *, last: bool) -> None:
+        """Have the failed attempt settled before waiting, or (`last`) before being refused."""
+        head = read_token(self.token)[0]
         self._set_operation(
             {
                 "id": lease_id(self.request.request_id, self._attempt), "key": head.key_id, "owner": head.owner,
                 "attempt": self._attempt, "tried": self._tried, "version": str(self.view.snapshot.version),
             },
-            last=True,
+            last=last,
         )
 
-    def _deny(self, denial: Denial, reports: Sequence[Any] = (), pin: str = "") -> None:
+    def _deny(self, denial: Denial, reports: Sequence[Any] = ()) -> None:
         strategy = self._indexes[0].pool.strategy if self._indexes else ""
-        self._finish(None, denial, reports, self._decision(strategy, pin, "", denial.error_code))
+        self._finish(None, denial, reports, self._decision(strategy, "", denial.error_code))
 
-    def _finish(self, grant: Grant | None, denial: Denial | None, reports: Sequence[Any], decision: Decision) -> None:
+    def _finish(self, grant: Grant | None, denial: Denial | None, reports: Sequence[Any], decided: Decision) -> None:
         self.operation = None
         self.response = AdmitResponse(
             seq=self.seq, grant=grant, denial=denial, limits=limit_states(self._limits, reports),
-            decision=decision.SerializeToString(),
+            decision=decided.SerializeToString(),
         )
 
-    def _why(self, account_id: str, pin: bytes) -> str:
-        """Say why the chosen account came first."""
-        if pin == b"hit":
-            return "the conversation is pinned to it"
-        if account_id == self._again_with:
-            return "tried again in place"
-        if self._ranking.considered == 1:
-            return "no other account could serve"
-        if account_id != self._offered[0].account.id:
-            return "the first with room"
-        return "the best of its pool and priority"
-
-    def _decision(self, strategy: str, pin: str, chosen: str, reason: str) -> Decision:
-        excluded = dict(self._ranking.excluded)
-        for account_id, why in self._reasons.items():
-            if account_id not in self._tried:
-                excluded.setdefault(why, 1)
-        return Decision(
-            strategy=strategy, pin=pin, considered=self._ranking.considered, chosen=chosen, reason=reason,
-            candidates=[
-                CandidateNote(account_id=c.account.id, score=c.score, note=self._reasons.get(c.account.id, ""))
-                for c in self._offered[:_NOTED]
-            ],
-            excluded=excluded,
-        )
+    def _decision(self, strategy: str, chosen: str, reason: str) -> Decision:
+        decided = decision(strategy, self._ranking, self._offered, self._reasons, self._left_out)
+        decided.pin, decided.chosen, decided.reason = self._pin, chosen, reason
+        if self._pin in ("moved", "full", "refused"):
+            decided.pinned, decided.pin_reason = self._hint or "", self._pin_reason or self._ranking.pin_state
+        if self._waited_for:
+            decided.waited_ms, decided.waited_for = self._patience.waited_ms(self._now_ms), self._waited_for
+        return decided

@@ -58,7 +58,9 @@ class Take(msgspec.Struct, tag_field="op", tag="admit", kw_only=True, omit_defau
     `sizes` (input, output tokens) for accounts' caps. `pools` are (id, pin's time to live, 1 where a pin whose account
     cannot serve refuses). `session` is the pin's name; `hint` the pinned account as far as known. Where that is no
     candidate, `hint_state` says why (elsewhere: serve elsewhere and leave the pin; anything else moves or refuses it)
-    and `refuse` what its pool says. The functions know the defaults too (lua/3_common.lua): they are not sent.
+    and `refuse` what its pool says. `turn`: 1 for a request that has waited, which need not stand behind others;
+    `hurry`: 1 where it will not wait for a full pinned account. The functions know the defaults too
+    (lua/3_common.lua): they are not sent.
     """
 
     id: str
@@ -84,6 +86,8 @@ class Take(msgspec.Struct, tag_field="op", tag="admit", kw_only=True, omit_defau
     hint_state: str = ""
     refuse: int = 0
     bound: int = 0
+    turn: int = 0
+    hurry: int = 0
 
 
 class Settle(msgspec.Struct, tag_field="op", tag="settle", kw_only=True, omit_defaults=True):
@@ -103,10 +107,29 @@ class Settle(msgspec.Struct, tag_field="op", tag="settle", kw_only=True, omit_de
 
 
 class Retake(Take, tag_field="op", tag="retry", kw_only=True):
-    """Settle `failed` and admit again; `last` 1 where no more candidates can be offered."""
+    """Settle `failed` and admit again; `last` 1 where this decides: nothing more is offered and nobody waits."""
 
     failed: Settle
     last: int
+
+
+class Enqueue(msgspec.Struct, tag_field="op", tag="enqueue"):
+    """Have a request wait, or renew its place: `queue` holds at most `most`; it waits until `till` (Unix ms)."""
+
+    id: str
+    queue: str
+    lanes: tuple[str, ...]
+    most: int
+    till: int
+
+
+class Leave(msgspec.Struct, tag_field="op", tag="leave"):
+    """Have a request wait no longer; `held` is the failed lease whose slot was kept for it, "" for none."""
+
+    id: str
+    queue: str
+    lanes: tuple[str, ...]
+    held: str
 
 
 class Reap(Settle, tag_field="op", tag="reap", kw_only=True):

@@ -224,6 +224,9 @@ class PoolPolicy:
     refuses: bool
     max_attempts: int
     timeouts: Timeouts
+    max_wait_ms: int = 0
+    max_depth: int = 0
+    """How long a request waits for an account of the pool, and how many do so at once; 0: none does."""
 
     @cached_property
     def members(self) -> frozenset[str]:
@@ -314,4 +317,6 @@ def compile_pool(object_id: str, version: str, spec_json: bytes) -> PoolPolicy:
             headers_unstreamed=int(t.headers_unstreamed * 1000), first_content=int(t.first_content * 1000),
             idle=int(t.idle * 1000), total=int(t.total * 1000),
         ),
+        max_wait_ms=int(spec.queue.max_wait * 1000) if spec.queue.max_depth else 0,
+        max_depth=spec.queue.max_depth,
     )

@@ -67,6 +67,8 @@ class Wish:
     left_out: dict[str, str] = field(default_factory=dict)
     """Accounts that this request does not take, by reason (tried, or what Redis said in this decision)."""
     want: int = 4
+    woken_by: str = ""
+    """An account that is known to have room again: a request that waited looks at it first."""
 
 
 @dataclass(slots=True)
@@ -97,6 +99,8 @@ def rank(pools: Sequence[PoolIndex], live: LiveState, turns: Turns, wish: Wish) 
     seen: set[str] = set()
     if wish.pinned:
         _rank_pinned(pools, live, wish, ranking, seen=seen)
+    if wish.woken_by and wish.woken_by not in seen:
+        _rank_woken(pools, live, wish, ranking, seen=seen)
     for position, index in enumerate(pools):
         ranking.members += len(index.members)
         if len(ranking.candidates) >= wish.want:
@@ -120,9 +124,7 @@ def _rank_pinned(
 ) -> None:
     ranking.pin_state = "gone"
     for position, index in enumerate(pools):
-        if wish.pinned not in index.pool.members:
-            continue
-        account = next((a for a in index.members if a.id == wish.pinned), None)
+        account = index.member(wish.pinned)
         if account is None:
             continue
         sends = account.sends(wish.model)
@@ -135,6 +137,21 @@ def _rank_pinned(
         if reason:
             ranking.exclude(reason, until_ms)
         else:
+            ranking.considered += 1
+            ranking.candidates.append(Ranked(account, position, 0, sends))
+        return
+
+
+def _rank_woken(
+    pools: Sequence[PoolIndex], live: LiveState, wish: Wish, ranking: Ranking, *, seen: set[str],
+) -> None:
+    for position, index in enumerate(pools):
+        account = index.member(wish.woken_by)
+        sends = account.sends(wish.model) if account is not None else None
+        if account is None or sends is None:
+            continue
+        if not account.draining and not _left_out(account, sends, live, wish)[0]:
+            seen.add(account.id)
             ranking.considered += 1
             ranking.candidates.append(Ranked(account, position, 0, sends))
         return

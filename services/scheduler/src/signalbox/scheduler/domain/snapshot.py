@@ -30,7 +30,13 @@ class PoolIndex:
     def __init__(self, pool: PoolPolicy, find: Callable[[str], AccountPolicy | None]) -> None:
         self.pool = pool
         self.members = tuple(a for a in map(find, pool.accounts) if a is not None)
+        self._by_id = {a.id: a for a in self.members}
         self._tiers: dict[str, tuple[Tier, ...]] = {}
+        self._names: dict[str, frozenset[str]] = {}
+
+    def member(self, account_id: str) -> AccountPolicy | None:
+        """Return a member, None where the account is none."""
+        return self._by_id.get(account_id)
 
     def tiers(self, model: str) -> tuple[Tier, ...]:
         """Return the members that serve `model` by priority, lowest first."""
@@ -45,6 +51,16 @@ class PoolIndex:
         if len(self._tiers) < _MOST_CACHED_MODELS:
             self._tiers[model] = tiers
         return tiers
+
+    def sent_names(self, model: str) -> frozenset[str]:
+        """Return the names under which the members serve `model`."""
+        known = self._names.get(model)
+        if known is None:
+            sends = (a.sends(model) for _, accounts in self.tiers(model) for a in accounts)
+            known = frozenset(name for name in sends if name is not None)
+            if len(self._names) < _MOST_CACHED_MODELS:
+                self._names[model] = known
+        return known
 
 
 class Snapshot:

@@ -5,6 +5,7 @@ A view, refreshed by events and by what each call answers; Redis decides. Pure d
 
 from dataclasses import dataclass, field
 
+from signalbox.scheduler.domain.policies import AccountPolicy, model_class
 from signalbox.v1.common_pb2 import Window
 
 
@@ -80,3 +81,7 @@ class LiveState:
             if record is not None and now_ms < record.until_ms and (found is None or record.until_ms > found.until_ms):
                 found = record
         return found
+
+    def kept_out_as(self, account: AccountPolicy, model: str, now_ms: int) -> Health | None:
+        """Return what keeps the account from serving requests for `model` now; see `kept_out`."""
+        return self.kept_out(account.id, account.group, model_class(account.sends(model) or model), now_ms)

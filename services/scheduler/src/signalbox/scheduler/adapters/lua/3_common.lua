@@ -73,8 +73,14 @@ local function set_end(id, at)
   changed_ends[id] = at
 end
 
+-- What a heartbeat told of a lease; false: nothing.
+local function keep_beat(id, progress)
+  changed_leases['beat:' .. id] = progress
+end
+
 local function drop_lease(id)
   keep_lease(id, false)
+  keep_beat(id, false)
   set_end(id, false)
 end
 
@@ -110,7 +116,6 @@ local function write_leases()
       kept[#kept + 1] = token
     else
       dropped[#dropped + 1] = id
-      dropped[#dropped + 1] = 'beat:' .. id
     end
   end
   call_with_all('HDEL', LEASES, dropped)
@@ -153,6 +158,7 @@ end
 local UNSAID = {__index = {
   tried = {}, names = {}, versions = {}, life = 0, most = 0, counts = 0, limits = {}, usual = {0, 0}, worst = {0, 0},
   sizes = {0, 0}, cands = {}, pools = {}, session = '', pin_ttl = 0, hint = '', hint_state = '', refuse = 0, bound = 0,
+  turn = 0, hurry = 0,
   tokens = 0, cost = 0, input = 0, output = 0, effect = {'', '', 0, '', 0}, ok = 0, ended = 0, gateway = '', unused = 0,
   windows = {},
 }}

@@ -46,7 +46,8 @@ local function unusable(q, i, known, now)
     probes = probes or probe
   end
   local most = cand[3]
-  if most > 0 and in_flight('a:' .. cand[1]) >= most then
+  if most > 0 and (in_flight('a:' .. cand[1]) >= most
+      or q.turn == 0 and someone_waits(now) and is_awaited('@' .. cand[1], now)) then
     return 'full', now + 1000
   end
   for j, cap in ipairs(cand[8]) do
@@ -90,7 +91,8 @@ local function read_pin(q)
   return redis.call('GETEX', 'sb:pin:' .. q.session, 'PX', q.pin_ttl)
 end
 
--- Chooses: a table {index, pin note, probes} or a finished answer. Pin notes: '', hit, new, moved, full.
+-- Chooses: a table {index, pin note, probes, why not the pinned one} or a finished answer. Pin notes: '', hit, new, moved, full.
+-- A full pinned account is answered with 'patience': the request may wait for it, and says `hurry` when it will not.
 local function choose(q, known, now)
   local note, skip, pin_reason, pin_until = '', nil, nil, 0
   local pinned = read_pin(q)
@@ -114,11 +116,14 @@ local function choose(q, known, now)
     if skip then
       refuses = q.pools[q.cands[skip][4]][3]
     end
-    if reason == 'elsewhere' then
+    local is_full = reason == 'full' or reason == 'capped'
+    if is_full and q.hurry == 0 then
+      return nil, {'patience', reason, more}
+    elseif reason == 'elsewhere' then
       note = 'full'
-    elseif q.bound == 1 or (refuses == 1 and reason ~= 'full' and reason ~= 'capped') then
+    elseif q.bound == 1 or (refuses == 1 and not is_full) then
       return nil, {'refused', reason, more}
-    elseif reason == 'full' or reason == 'capped' then
+    elseif is_full then
       note = 'full'
     else
       note = 'moved'
@@ -132,7 +137,7 @@ local function choose(q, known, now)
     elseif cand[9] == 0 then
       reason, more = unusable(q, i, known, now)
       if not reason then
-        return {i, note, more}
+        return {i, note, more, pin_reason}
       end
     end
     why[#why + 1] = reason
@@ -214,7 +219,7 @@ local function grant(q, picked, known, counters, kept, request, now)
   keep_pin(q, pool, account, note)
   local first = known_first[q.key] and 0 or redis.call('HSETNX', FIRST_USES, q.key, now)
   note_first_use(q.key)
-  return {'grant', i, note, token, first, running, reports(counters)}
+  return {'grant', i, note, token, first, running, reports(counters), picked[4] or ''}
 end
 
 -- `kept`: the key's slot is already taken by this request.
@@ -243,6 +248,9 @@ local function admit(q, request, now, kept)
   end
   if #q.cands == 0 then
     return {'none'}
+  end
+  if q.turn == 0 and someone_waits(now) and awaited_lane(q.cands, q.pools, now) then
+    return {'behind'}
   end
   local known = {caps = {}, extras = {}}
   known.rests, known.benches = read_candidates(q)

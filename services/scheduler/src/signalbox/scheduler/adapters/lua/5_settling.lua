@@ -88,14 +88,18 @@ local function settle(q, token, now, keep_slot)
     announce(head.account)
   end
   touched[head.account] = now
+  tell_of_room(head.account, now)
   if #q.windows > 0 then
     redis.call('HSET', 'sb:windows:' .. head.group, unpack(q.windows))
   end
   return {'settled', head.account, running}
 end
 
--- Settles the failed attempt and admits the next one of the same request. Until that is decided (`last` 0: there are
--- more candidates) the key's slot is held under the failed lease's id; the reaper frees it should nobody come back.
+local FINAL = {grant = true, again = true, deny = true}
+
+-- Settles the failed attempt and admits the next one of the same request. Until that is decided (`last` 0: the request
+-- waits, or there are more candidates) the key's slot is held under the failed lease's id; the reaper frees it should
+-- nobody come back.
 local function retry(q, token, request, now)
   local held = own('held')
   local kept = redis.call('HGET', held, q.failed.id) and true or false
@@ -104,7 +108,7 @@ local function retry(q, token, request, now)
   end
   local answer = admit(q, request, now, kept)
   local kind = answer[1]
-  if kept and (kind == 'stale' or kind == 'pin' or (kind == 'none' and q.last == 0)) then
+  if kept and q.last == 0 and not FINAL[kind] then
     redis.call('HSET', held, q.failed.id, q.key)
     set_end(q.failed.id, now + LEASE_TTL_MS)
     return answer

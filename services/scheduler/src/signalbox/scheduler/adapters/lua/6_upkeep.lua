@@ -30,7 +30,7 @@ local function beat(q, token, progress, now)
   end
   set_end(q.id, now + LEASE_TTL_MS)
   if progress ~= '' then
-    redis.call('HSET', LEASES, 'beat:' .. q.id, progress)
+    keep_beat(q.id, progress)
   end
   return {'kept'}
 end

@@ -24,7 +24,7 @@ end
 
 -- Begins a new epoch; heartbeats may recreate leases from now on, admission waits for `finish`.
 local function begin(q, now)
-  redis.call('HSET', 'sb:epoch', 'id', q.id, 'run', run_id(), 'state', 'recovering', 'asked', now)
+  redis.call('HSET', 'sb:epoch', 'id', q.id, 'run', run_id(), 'state', 'recovering', 'asked', now, 'waiting', 0)
   confirmed = q.id
   return {'recovering', q.id}
 end
@@ -42,11 +42,13 @@ local WHEN_OPEN = {
   admit = function(q, now, a) return admit(q, a, now, false) end,
   retry = function(q, now, a, b) return retry(q, a, b, now) end,
   settle = function(q, now, a) return settle(q, a, now, false) end,
+  enqueue = enqueue,
+  leave = leave,
   expired = expired,
   reap = function(q, now, a) return reap(q, a, now) end,
 }
 -- Those that see what the call's earlier operations left unwritten; all others find it written.
-local SEE_CHANGES = {admit = true, retry = true, settle = true, beat = true}
+local SEE_CHANGES = {admit = true, retry = true, settle = true, beat = true, enqueue = true, leave = true}
 local ALWAYS = {
   beat = function(q, now, a, b) return beat(q, a, b, now) end,
   put = function(q, _, a) return put(q, a) end,
@@ -83,9 +85,10 @@ end
 redis.register_function('@FUNCTION@', function(_, args)
   local time = redis.call('TIME')
   local now = time[1] * 1000 + math.floor(time[2] / 1000)
-  local e = redis.call('HMGET', 'sb:epoch', 'id', 'state', 'asked')
+  local e = redis.call('HMGET', 'sb:epoch', 'id', 'state', 'asked', 'waiting')
   use_epoch(e[1] or '')
   asked_ms, anyone_out, touched = tonumber(e[3]) or 0, nil, {}
+  waiting_until = tonumber(e[4]) or 0
   forget_changes()
   registry_version = redis.call('GET', 'sb:version') or '0'
   local sound = e[1] and e[1] == confirmed and e[1] == args[1]
