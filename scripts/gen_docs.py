@@ -28,7 +28,7 @@ ROOMS = {
 }
 METRIC_KINDS = {
     "Counter": "counter", "Gauge": "gauge", "Histogram": "histogram", "GaugeMetricFamily": "gauge",
-    "CounterMetricFamily": "counter",
+    "CounterMetricFamily": "counter", "HistogramMetricFamily": "histogram",
 }
 
 

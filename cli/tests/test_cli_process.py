@@ -114,6 +114,7 @@ def test_last_words_prefer_the_verdict_over_what_follows_it() -> None:
     assert last_words([]) == ""
 
 
+@pytest.mark.slow
 def test_a_reader_that_stalls_does_not_stall_the_writer() -> None:
     release = threading.Event()
 

@@ -198,9 +198,25 @@ async def test_a_bad_document_is_reported_once_and_disturbs_nothing(world: World
     assert len(told) == 1
     assert f"{world.manifests}/k.yaml:8: spec.concurrency: " in told[0]
     assert world.watcher.all_problems() == [told[0]]
+    assert world.registry.objects["RelayKey", "default/ada"].revision != before
     world.write("k.yaml", key())
-    await world.within(2.0, lambda: not world.watcher.all_problems())
-    assert world.registry.objects["RelayKey", "default/ada"].revision == before
+    await world.within(2.0, lambda: world.registry.objects["RelayKey", "default/ada"].revision == before)
+    assert not world.watcher.all_problems()
+
+
+async def test_a_file_that_is_being_written_deletes_nothing(world: World) -> None:
+    world.watcher = Watcher(world.manifests, world.rooms, FENCE, world.logs, settled_s=0.5)
+    world.write("k.yaml", key() + "---" + key("bob"))
+    world.watcher.start()
+    await world.within(4.0, lambda: world.has("RelayKey", "ada") and world.has("RelayKey", "bob"))
+    with (world.manifests / "k.yaml").open("w") as half_written:
+        half_written.write(key(state="Paused"))
+        half_written.flush()
+        world.watcher.trigger()
+        await asyncio.sleep(0.2)
+        half_written.write("---" + key("bob"))
+    await world.within(4.0, lambda: b"Paused" in world.registry.objects["RelayKey", "default/ada"].spec_json)
+    assert "delete RelayKey default/bob" not in world.registry.calls
 
 
 async def test_a_flushed_registry_is_filled_again_within_two_seconds(world: World) -> None:

@@ -94,6 +94,10 @@ class Simulator:
         """Add clients, grants and federation rules."""
         self.call("POST", "oauth", document)
 
+    def clear_oauth(self) -> None:
+        """Forget clients, grants, rules and every token that was issued."""
+        self.call("DELETE", "oauth")
+
     def revoke(self, account: str, *, family: bool = False) -> None:
         """Take back an account's access tokens, and its refresh tokens with `family`."""
         self.call("POST", "oauth/revoke", {"account": account, "family": family})

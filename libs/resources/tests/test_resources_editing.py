@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from signalbox.resources import (
@@ -168,6 +168,9 @@ def test_a_broken_document_can_still_be_paused() -> None:
     owner=st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=1, max_size=40),
     flow=st.booleans(),
 )
+@example(owner="0E0", flow=False)
+@example(owner="1:30", flow=False)
+@example(owner="on", flow=False)
 def test_any_text_survives_being_written(owner: str, flow: bool) -> None:
     identity = Identity("RelayKey", "default", "bob") if flow else KEY
     edited = edit_spec(BLOCK, identity, {"owner": owner})

@@ -73,7 +73,7 @@ def pool(name: str, members: dict[str, Any] | None = None, **spec: Any) -> dict[
 
 
 def load(*documents: Any, file: str = FILE) -> LoadResult:
-    return load_text(yaml.safe_dump_all(documents, sort_keys=False), {}, file)
+    return load_text(yaml.dump_all(documents, Dumper=yaml.CSafeDumper, sort_keys=False), {}, file)
 
 
 def planned(*documents: Any, before: State | None = None, now: datetime = NOW, policy: Policy | None = None) -> Desired:

@@ -193,3 +193,23 @@ def test_odd_answers_never_break_the_reader(value: object) -> None:
 @pytest.mark.parametrize("body", [b'{"model":"\xff","usage":{}}', b'{"usage":3,"content":"\xff"}', b"[" * 99_999, b"", b"[]"])
 def test_what_is_no_message_has_no_usage(body: bytes) -> None:
     assert usage_of_message(body) is None
+
+
+COUNTS = st.none() | st.integers(-2, 20) | st.just(10**13) | st.booleans() | st.text(max_size=2) | st.floats(0, 9)
+
+
+@given(st.fixed_dictionaries({}, optional={
+    "input_tokens": COUNTS, "output_tokens": COUNTS, "cache_creation_input_tokens": COUNTS,
+    "cache_read_input_tokens": COUNTS,
+    "cache_creation": st.none() | st.fixed_dictionaries({}, optional={
+        "ephemeral_5m_input_tokens": COUNTS, "ephemeral_1h_input_tokens": COUNTS,
+    }),
+    "server_tool_use": st.none() | st.fixed_dictionaries({}, optional={"web_search_requests": COUNTS}),
+    "service_tier": st.none() | st.text(max_size=3) | st.integers(), "speed": st.none() | st.just("fast"),
+    "inference_geo": st.none() | st.just("us"),
+    "iterations": st.none() | st.just([]) | st.just([{"type": "compaction", "input_tokens": 3}]),
+}))
+def test_the_usage_of_a_message_is_what_the_general_reading_gives(usage: dict[str, object]) -> None:
+    found = usage_of_message(json.dumps({"model": "m", "usage": usage, "content": []}).encode())
+    assert found is not None
+    assert found.usage == parse_usage(usage, "m")

@@ -1,5 +1,6 @@
 """Reading a request: what is found, what is refused, and that no second reader could see something else."""
 
+import dataclasses
 import json
 import time
 
@@ -7,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from signalbox.wire.request import READ_FIELDS, RequestFacts, RequestInvalid, read_request, rewrite_model
+from signalbox.wire.request import (
+    MAX_USUAL_BYTES,
+    READ_FIELDS,
+    RequestFacts,
+    RequestInvalid,
+    conversation_seed,
+    read_request,
+    rewrite_model,
+)
 
 
 def body(**fields: object) -> bytes:
@@ -116,9 +125,9 @@ def test_what_binds_to_an_account_and_what_bytes_do_not_show(fields: dict[str, o
 
 def test_the_seed_is_system_and_first_user_turn() -> None:
     first = {"role": "user", "content": "hello"}
-    one = read_request(body(system="s", messages=[first])).conversation_seed()
-    later = read_request(body(system="s", messages=[first, {"role": "assistant", "content": "hi"}, first])).conversation_seed()
-    other = read_request(body(system="t", messages=[first])).conversation_seed()
+    one = conversation_seed(body(system="s", messages=[first]))
+    later = conversation_seed(body(system="s", messages=[first, {"role": "assistant", "content": "hi"}, first]))
+    other = conversation_seed(body(system="t", messages=[first]))
     assert one == later != other
     assert b"hello" in one
 
@@ -126,7 +135,7 @@ def test_the_seed_is_system_and_first_user_turn() -> None:
 def test_the_seed_ignores_cache_marks_that_move_along() -> None:
     def seed(marked: bool) -> bytes:
         mark = {"cache_control": {"type": "ephemeral", "ttl": "1h"}} if marked else {}
-        return read_request(body(messages=[{"role": "user", "content": [{"type": "text", "text": "hi", **mark}]}])).conversation_seed()
+        return conversation_seed(body(messages=[{"role": "user", "content": [{"type": "text", "text": "hi", **mark}]}]))
     assert seed(marked=True) == seed(marked=False)
 
 
@@ -142,7 +151,7 @@ def test_the_seed_ignores_cache_marks_that_move_along() -> None:
 def test_odd_but_unambiguous_bodies_are_read(text: bytes) -> None:
     facts = read_request(text)
     assert facts.models == ("a",)
-    assert rewrite_model(text, facts, "b") == text.replace(b'"a"', b'"b"')
+    assert rewrite_model(text, "b") == text.replace(b'"a"', b'"b"')
 
 
 @pytest.mark.parametrize("depth", [100, 700, 850, 900, 925, 950, 975, 1000, 5000])
@@ -165,9 +174,8 @@ def test_a_large_body_made_to_be_slow_is_refused_soon(rest: bytes) -> None:
 
 def test_white_space_does_not_make_the_seed_slow() -> None:
     turn = b'{"role":"user","content":[{"cache_control":{},"x":1,' + b" " * 1_000_000 + b'"y":1}]}'
-    facts = read_request(b'{"model":"a","messages":[' + turn + b"]}")
     began_s = time.process_time()
-    facts.conversation_seed()
+    conversation_seed(b'{"model":"a","messages":[' + turn + b"]}")
     assert time.process_time() - began_s < 0.5
 
 
@@ -215,9 +223,41 @@ def test_agrees_with_a_slow_reader(members: list[tuple[str, object, bool]], spac
         return
     assert not ambiguous
     assert facts.model == "the-model"
-    rewritten = rewrite_model(text.encode(), facts, 'new"model').decode()
+    rewritten = rewrite_model(text.encode(), 'new"model').decode()
     assert rewritten == text.replace('"the-model"', '"new\\"model"', 1) or json.loads(rewritten)["model"] == 'new"model'
     assert len(rewritten) == len(text) + len('"new\\"model"') - len('"the-model"')
+
+
+USUAL = st.fixed_dictionaries({"model": st.just("m") | STRINGS}, optional={
+    "stream": st.none() | st.booleans(),
+    "max_tokens": st.none() | st.integers(-1, 5),
+    "metadata": st.none() | st.fixed_dictionaries({}, optional={"user_id": st.none() | st.sampled_from([
+        "user_x_session_abc", '{"session_id":"s"}', '{"session_id":1}', '{"x":"session_id"}', '{"session_id":"a","session_id":"b"}',
+        "metadata", "user_id", "{",
+    ])}),
+    "system": VALUES,
+    "messages": VALUES | st.lists(st.fixed_dictionaries({"role": st.just("user") | NAMES}, optional={
+        "content": VALUES | st.lists(st.fixed_dictionaries({}, optional={
+            "type": st.sampled_from(["text", "url", "image"]), "file_id": VALUES, "tool": VALUES, "source": VALUES,
+        }), max_size=2),
+    }), max_size=2),
+    "tools": VALUES | st.lists(st.fixed_dictionaries({}, optional={
+        "name": STRINGS, "type": st.none() | st.just("custom"), "model": STRINGS, "input_schema": VALUES,
+    }), max_size=2),
+    "speed": st.none() | STRINGS, "fallbacks": VALUES, "container": VALUES, "other": VALUES,
+})
+
+
+@given(USUAL, st.booleans(), st.booleans())
+def test_usual_bodies_are_read_as_the_careful_way_reads_them(fields: dict[str, object], dense: bool, ascii_only: bool) -> None:
+    text = json.dumps(fields, separators=(",", ":") if dense else None, ensure_ascii=ascii_only).encode()
+    facts, refusal = read(text)
+    careful, careful_refusal = read(text + b" " * MAX_USUAL_BYTES)    # what is longer goes the careful way
+    if careful is None:
+        assert facts is None
+        assert (refusal.message, refusal.param) == (careful_refusal.message, careful_refusal.param)
+        return
+    assert facts == dataclasses.replace(careful, input_bytes=len(text))
 
 
 @given(st.binary(max_size=60))

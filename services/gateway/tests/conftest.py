@@ -15,7 +15,7 @@ from signalbox.core.clock import SystemClock
 from signalbox.core.errors import Unavailable
 from signalbox.core.telemetry import Readiness
 from signalbox.gateway.adapters.model_lists import ModelLists
-from signalbox.gateway.adapters.upstream_pool import UpstreamPool
+from signalbox.gateway.adapters.upstream_pool import UpstreamPool, system_tls
 from signalbox.gateway.api.http import CallerRoutes
 from signalbox.gateway.api.keycheck import KeyCheck
 from signalbox.gateway.api.protocol import RelayProtocol
@@ -29,6 +29,7 @@ from signalbox.gateway.settings import GatewaySettings
 from signalbox.v1.scheduler_pb2 import AdmitResponse, Denial, Grant, InspectResponse, Timeouts
 
 KEY = "a-relay-key-of-some-length"
+TLS = system_tls()
 
 
 class FakeScheduler:
@@ -358,7 +359,7 @@ class Gate:
         self.journal = FakeJournal()
         self.buffers = Buffers(settings.max_buffered_bytes)
         self.clock = SystemClock()
-        self.pool = UpstreamPool(idle_s=settings.upstream_idle_s, idle_per_route=8)
+        self.pool = UpstreamPool(idle_s=settings.upstream_idle_s, idle_per_route=8, tls=TLS)
         self.keys = KeyCheck(self.scheduler, settings.trusted_proxies, self.clock)
         self.sender = Sender(
             clock=self.clock, scheduler=self.scheduler, credentials=self.credentials, journal=self.journal,
@@ -371,7 +372,7 @@ class Gate:
         self.providers: list[Provider] = []
         self.readiness = Readiness("scheduler")
         self.reports = FakeReports()
-        self.models = ModelLists(self.credentials)
+        self.models = ModelLists(self.credentials, TLS)
 
     async def start(self) -> None:
         routes = CallerRoutes(
@@ -445,6 +446,6 @@ async def gate(request: pytest.FixtureRequest) -> AsyncIterator[Gate]:
 def wire() -> SimpleNamespace:
     """Pieces of a provider's answers, and requests."""
     return SimpleNamespace(
-        KEY=KEY, BODY=BODY, STREAM=STREAM, MESSAGE=MESSAGE, START=START, PING=PING, DELTA=DELTA, CONTENT=CONTENT,
+        KEY=KEY, TLS=TLS, BODY=BODY, STREAM=STREAM, MESSAGE=MESSAGE, START=START, PING=PING, DELTA=DELTA, CONTENT=CONTENT,
         LAST=LAST, STOP=STOP, ERROR=ERROR, frame=frame, Provider=Provider, settings=gateway_settings,
     )

@@ -8,6 +8,7 @@ import grpc.aio
 import pytest
 
 from signalbox.core import rpc
+from signalbox.core.grpc_stream import Endpoint
 from signalbox.core.settings import RoomSettings
 from signalbox.gateway.adapters import scheduler_session
 from signalbox.gateway.adapters.scheduler_session import SchedulerSession
@@ -79,23 +80,20 @@ Connect = Callable[..., Awaitable[SchedulerSession]]
 async def connect(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Connect]:
     for name, value in {"HEARTBEAT_EVERY_S": 0.1, "CONNECT_WAIT_S": 2.0, "ANSWER_WAIT_S": 1.0}.items():
         monkeypatch.setattr(scheduler_session, name, value)
-    opened: list[tuple[SchedulerSession, list[grpc.aio.Channel]]] = []
+    opened: list[SchedulerSession] = []
 
     async def open_session(*addresses: str, journal: Callable[[], Awaitable[bool]] | None = None) -> SchedulerSession:
         async def nothing() -> bool:
             return True
 
-        channels = [rpc.connect(SETTINGS, a) for a in addresses]
-        session = SchedulerSession(channels, "gw-1", journal or nothing)
+        session = SchedulerSession([Endpoint(SETTINGS, a) for a in addresses], "gw-1", journal or nothing)
         session.start()
-        opened.append((session, channels))
+        opened.append(session)
         return session
 
     yield open_session
-    for session, channels in opened:
+    for session in opened:
         await session.close(0.1)
-        for channel in channels:
-            await channel.close()
 
 
 @pytest.fixture
@@ -127,6 +125,7 @@ async def test_admits_wait_for_a_scheduler_that_comes_back(connect: Connect, sch
     assert [a.request_id for b in scheduler.fake.got for a in b.admits] == ["r1", "r1"]
 
 
+@pytest.mark.slow
 async def test_without_a_scheduler_the_caller_is_told_in_time(connect: Connect, tmp_path: Path) -> None:
     session = await connect(f"unix:{tmp_path}/none.sock")
     async with asyncio.timeout(4):
@@ -209,17 +208,16 @@ async def test_cancelling_ends_it_even_while_no_scheduler_is_there(tmp_path: Pat
     async def nothing() -> bool:
         return True
 
-    async with rpc.connect(SETTINGS, f"unix:{tmp_path}/none.sock") as channel:
-        session = SchedulerSession([channel], "gw-1", nothing)
-        session.start()
-        for _ in range(20):
-            await asyncio.sleep(0.02)
-            tasks = list(session._tasks)
-            if any(t.done() for t in tasks):
-                break
-        async with asyncio.timeout(3):
-            await session.close(0)
-        assert all(t.done() for t in tasks)
+    session = SchedulerSession([Endpoint(SETTINGS, f"unix:{tmp_path}/none.sock")], "gw-1", nothing)
+    session.start()
+    for _ in range(20):
+        await asyncio.sleep(0.02)
+        tasks = list(session._tasks)
+        if any(t.done() for t in tasks):
+            break
+    async with asyncio.timeout(3):
+        await session.close(0)
+    assert all(t.done() for t in tasks)
 
 
 async def test_a_scheduler_that_hangs_is_left_for_another(

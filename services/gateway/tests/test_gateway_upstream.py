@@ -31,8 +31,8 @@ class Receiver:
 
 
 @pytest.fixture
-async def pool():
-    made = UpstreamPool(idle_s=5, idle_per_route=2)
+async def pool(wire):
+    made = UpstreamPool(idle_s=5, idle_per_route=2, tls=wire.TLS)
     yield made
     made.close()
 
@@ -178,8 +178,8 @@ async def test_a_provider_that_speaks_unasked_loses_its_connection(pool, serve):
     assert pool.take(route) is None
 
 
-async def test_idle_connections_are_bounded_in_number_and_age(serve):
-    pool = UpstreamPool(idle_s=0.2, idle_per_route=2)
+async def test_idle_connections_are_bounded_in_number_and_age(serve, wire):
+    pool = UpstreamPool(idle_s=0.2, idle_per_route=2, tls=wire.TLS)
     port = await serve(OK)
     route = Route("default/a1", f"http://127.0.0.1:{port}")
     connections = [await pool.connect(route, 1) for _ in range(3)]

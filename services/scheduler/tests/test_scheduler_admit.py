@@ -249,6 +249,7 @@ async def test_a_cooled_account_is_probed_by_one_request_and_healed_by_its_succe
     assert both == [True, True]
 
 
+@pytest.mark.slow
 async def test_failures_in_a_row_cool_for_longer(stage, make):
     stub = await stage.add()
     await stage.put(make.account("a"), make.pool("default", "a"), make.key("ada"))

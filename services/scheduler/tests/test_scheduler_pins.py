@@ -66,14 +66,15 @@ async def test_a_full_account_keeps_its_pin_while_others_help_out(stage, make):
 
 @pytest.mark.parametrize("fresh", [True, False], ids=["before others noticed", "after they noticed"])
 async def test_a_limited_account_loses_its_pin(stage, make, fresh):
-    one = await stage.add(refresh_s=1.0)
+    refresh_s = 1.0 if fresh else 0.1
+    one = await stage.add(refresh_s=refresh_s)
     await three(stage, make)
-    two = await stage.add(refresh_s=1.0)
+    two = await stage.add(refresh_s=refresh_s)
     first, _ = await grant(one, make)
     await grant(two, make)
     await one.Settle(make.ended(first, effect=limited()), timeout=5)
     if not fresh:
-        await asyncio.sleep(1.2)
+        await asyncio.sleep(0.4)
     moved, decision = await grant(two, make)
     assert moved.account_id != first.account_id
     assert (moved.repinned, decision.pin) == (True, "moved")
@@ -86,13 +87,14 @@ async def test_a_limited_account_loses_its_pin(stage, make, fresh):
     ({"affinity": {"mode": "Session", "ttl": "1h", "onUnavailable": "Refuse"}}, {}), ({}, {"state_bound": True}),
 ], ids=["Refuse", "bound state"])
 async def test_a_conversation_that_may_not_move_is_refused(stage, make, pool, fields, fresh):
-    one = await stage.add(refresh_s=1.0)
+    refresh_s = 1.0 if fresh else 0.1
+    one = await stage.add(refresh_s=refresh_s)
     await three(stage, make, pool=pool)
-    two = await stage.add(refresh_s=1.0)
+    two = await stage.add(refresh_s=refresh_s)
     first, _ = await grant(one, make, **fields)
     await one.Settle(make.ended(first, effect=limited(20)), timeout=5)
     if not fresh:
-        await asyncio.sleep(1.2)
+        await asyncio.sleep(0.4)
     refused = await denial(two, make, **fields)
     assert refused.error_code == "pool_limited"
     assert 17_000 < refused.retry_after_ms <= 20_000

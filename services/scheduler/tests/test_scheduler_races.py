@@ -37,6 +37,7 @@ async def test_request_limits_are_exact(stage, make, per):
     assert (await looked(stubs[0], make)).limits[0].requests.used == 37
 
 
+@pytest.mark.slow
 async def test_concurrency_is_exact_and_slots_come_back(stage, make):
     stubs = await two_schedulers(stage, make, concurrency=23)
     for _ in range(3):
@@ -61,6 +62,7 @@ async def test_account_concurrency_is_exact(stage, make):
 
 
 @pytest.mark.parametrize("dimension", ["tokens", "cost"])
+@pytest.mark.slow
 async def test_strict_limits_are_never_overrun(stage, make, dimension):
     number = {"tokens": 5_000} if dimension == "tokens" else {"costUSD": "0.05"}
     stubs = await two_schedulers(stage, make, limits=[make.limit("Day", admission="Strict", **number)])

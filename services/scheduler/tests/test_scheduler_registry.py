@@ -84,6 +84,7 @@ async def test_a_key_made_anew_keeps_its_counters(stage, make):
     assert (await stub.Admit(make.ask("ada"), timeout=5)).denial.error_code == "key_limit_requests"
 
 
+@pytest.mark.slow
 async def test_documents_that_change_under_load_never_let_a_request_fail(stage, make):
     stub = await basics(stage, make)
     two = await stage.add()
@@ -198,6 +199,7 @@ async def test_inspect_works_for_paused_and_exhausted_keys(stage, make):
     assert nobody.denial.error_code == "key_invalid"
 
 
+@pytest.mark.slow
 async def test_a_session_answers_each_batch_whole_and_says_when_it_drains(stage, make):
     stub = await basics(stage, make)
     session = stub.Session()

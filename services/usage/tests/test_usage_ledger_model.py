@@ -221,6 +221,7 @@ def check_counters(store: Store, expected: dict[tuple[str, int], Expected]) -> N
     assert found == sums
 
 
+@pytest.mark.slow
 @given(
     history=histories(), by=st.lists(st.sampled_from(DIMENSIONS), unique=True),
     since=st.one_of(st.just(0), moments), until=st.one_of(st.just(0), moments),
@@ -258,6 +259,7 @@ numbers = st.one_of(st.integers(-(2**63), 2**63 - 1), st.sampled_from([0, -1, 2*
 texts = st.one_of(st.text(max_size=8), st.just("\0"), st.just("a\0b"), st.just("é" * 5000))
 
 
+@pytest.mark.slow
 @given(data=st.data())
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 def test_no_event_can_jam_the_ledger(store: Store, data: st.DataObject) -> None:

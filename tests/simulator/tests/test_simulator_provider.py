@@ -403,6 +403,7 @@ def test_asking_for_the_truth_holds_nobody_up(sim):
     assert len(rows) >= 1500
 
 
+@pytest.mark.slow
 def test_process_says_what_is_wrong_and_stops_well():
     sim = Simulator({"accounts": [{"name": "a", "colour": "red"}]})
     with pytest.raises(AssertionError, match=r"accounts\.a\.colour: no such field"):

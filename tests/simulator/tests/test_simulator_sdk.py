@@ -11,6 +11,8 @@ import pytest
 from tests.simulator.tests.rawhttp import KEY, MODEL
 from tests.simulator.tests.test_simulator_oauth import RULE, assertion
 
+pytestmark = pytest.mark.slow
+
 QUESTION = [{"role": "user", "content": "What does a signal box do?"}]
 TOOL = {"name": "weather", "description": "The weather.", "input_schema": {
     "type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}}

@@ -16,7 +16,7 @@ import watchfiles
 from signalbox.cli.supervisor.logs import LogSink
 from signalbox.core.errors import Refused, SignalboxError
 from signalbox.resources.actions import diff
-from signalbox.resources.loading import SUFFIXES, load_directory
+from signalbox.resources.loading import SUFFIXES, load_directory, manifest_files
 from signalbox.resources.reconcile import plan
 from signalbox.resources.state import Desired, State
 from signalbox.rooms.carryout import Carrier
@@ -30,12 +30,16 @@ _STEP_MS = 50
 _FIRST_RETRY_S = 0.2
 _LONGEST_RETRY_S = 3.0
 _REWATCH_S = 0.5
+_SETTLED_S = 0.05
+_SETTLE_ROUNDS = 10
 
 
 class Watcher:
-    """Reconciles one directory until stopped."""
+    """Reconciles one directory until stopped. Files that changed in the last `settled_s` seconds are waited for."""
 
-    def __init__(self, directory: Path, rooms: Rooms, fence: int, logs: LogSink) -> None:
+    def __init__(
+        self, directory: Path, rooms: Rooms, fence: int, logs: LogSink, *, settled_s: float = _SETTLED_S,
+    ) -> None:
         self.in_force = False
         """Whether a pass has come to its end, so that every good document was in force."""
         self.problems: tuple[str, ...] = ()
@@ -46,6 +50,7 @@ class Watcher:
         self._rooms = rooms
         self._carrier = Carrier(rooms, WRITER, fence)
         self._logs = logs
+        self._settled_s = settled_s
         self._state = State()
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -105,8 +110,17 @@ class Watcher:
         return min(RESYNC_EVERY_S, max(0.05, (desired.next_change_at - datetime.now(UTC)).total_seconds()))
 
     def _plan(self) -> Desired:
+        self._let_settle()
         loaded = load_directory(self._directory, os.environ, self._state.owners())
         return plan(loaded, self._state, now=datetime.now(UTC))
+
+    def _let_settle(self) -> None:
+        """Wait, not for long, for whoever is writing: half a file can be a good document with others deleted."""
+        for _ in range(_SETTLE_ROUNDS):
+            young_s = time.time() - max(map(_changed_at, manifest_files(self._directory)), default=0.0)
+            if not 0 <= young_s < self._settled_s:
+                return
+            time.sleep(self._settled_s - young_s)
 
     def _report(self, problems: list[str]) -> None:
         """Tell of each problem once, when it appears."""
@@ -154,6 +168,13 @@ class Watcher:
                 if event.type in (scheduler_pb2.ObjectEvent.RESYNC, scheduler_pb2.ObjectEvent.SYNCED):
                     self.trigger()
             await asyncio.sleep(_REWATCH_S)
+
+
+def _changed_at(file: Path) -> float:
+    try:
+        return file.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _is_document(_change: watchfiles.Change, path: str) -> bool:

@@ -102,6 +102,11 @@ def _configure_tokens(provider: "Provider", document: Any, _: dict[str, str]) ->
     return {}
 
 
+def _clear_tokens(provider: "Provider", _: Any, __: dict[str, str]) -> Any:
+    provider.tokens.clear()
+    return {}
+
+
 def _revoke_tokens(provider: "Provider", document: Any, _: dict[str, str]) -> Any:
     provider.tokens.revoke(document["account"], family=bool(document.get("family", False)))
     return {}
@@ -134,5 +139,6 @@ ACTIONS: dict[tuple[str, str], Action] = {
     ("DELETE", "truth"): _clear_truth,
     ("GET", "oauth"): lambda provider, _, __: provider.tokens.as_json(),
     ("POST", "oauth"): _configure_tokens,
+    ("DELETE", "oauth"): _clear_tokens,
     ("POST", "oauth/revoke"): _revoke_tokens,
 }

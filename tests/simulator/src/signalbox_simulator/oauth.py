@@ -77,14 +77,18 @@ class TokenServer:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
+        self.clear()
+
+    # ------------------------------------------------------------------ set up and look
+
+    def clear(self) -> None:
+        """Forget everything that was configured and issued."""
         self._clients: dict[str, str | None] = {}
         self._grants: list[Grant] = []
         self._rules: dict[str, Rule] = {}
         self._access: dict[str, tuple[str, float]] = {}
         self._expires_in = DEFAULT_LIFETIME_S
         self._reuse_grace_s = 0.0
-
-    # ------------------------------------------------------------------ set up and look
 
     def configure(self, document: dict[str, Any]) -> None:
         """Add `clients`, `grants` and `rules`; set `expires_in` and `reuse_grace_s`. Raises KeyError, TypeError."""

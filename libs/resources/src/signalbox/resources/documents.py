@@ -10,8 +10,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from signalbox.resources import yamltext
 from signalbox.resources.editing import Changes, edit_spec
 from signalbox.resources.errors import DocumentNotFound, EditRefused
@@ -35,7 +33,7 @@ def render(
     problems = read.problems if isinstance(read, Document) else read
     if problems:
         raise EditRefused("; ".join(str(problem) for problem in problems))
-    text = yaml.safe_dump(raw, sort_keys=False, allow_unicode=True, width=100)
+    text = yamltext.write(raw)
     return "".join(f"# {line}\n" for line in comment.splitlines()) + text
 
 

@@ -95,7 +95,7 @@ def _written(name: str, value: Any, *, flow: bool) -> str:
     """Write one field in a line: JSON inside braces, which YAML reads too, else plain YAML."""
     if flow:
         return f"{json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}"
-    line = yaml.safe_dump(value, default_flow_style=True, width=float("inf"), allow_unicode=True, sort_keys=False)
+    line = yamltext.write(value, width=float("inf"), flow=True)
     return f"{name}: " + line.removesuffix("...\n").rstrip("\n")
 
 

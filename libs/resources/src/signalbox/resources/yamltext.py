@@ -1,4 +1,4 @@
-"""YAML text to plain JSON-like values, with the line of every field, as kubectl understands YAML.
+"""YAML text to plain JSON-like values, with the line of every field, as kubectl understands YAML; and back.
 
 Bounded: size, nesting and alias expansion are limited before anything is built. What the values mean is not known
 here; see reading.py.
@@ -37,6 +37,10 @@ class _Loader(yaml.CSafeLoader):
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - PyYAML's own shape
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that PyYAML or kubectl would take for something else (`1:30`, `0E0`)."""
+
+
 for _tag, _pattern, _first in (
     ("bool", r"^(?:yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF)$", "yYnNtTfFoO"),
     ("null", r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
@@ -49,6 +53,7 @@ for _tag, _pattern, _first in (
     ),
 ):
     _Loader.add_implicit_resolver(_TAG + _tag, re.compile(_pattern), list(_first))
+    _Dumper.add_implicit_resolver(_TAG + _tag, re.compile(_pattern), list(_first))
 
 
 @dataclass
@@ -65,6 +70,14 @@ class Parsed:
         while path and path not in self.lines:
             path = path[:-1]
         return self.lines.get(path, self.line)
+
+
+def write(value: Any, *, width: float = 100, flow: bool = False) -> str:
+    """Return a JSON-like value as YAML that is read back as what it was; `flow` sets it in braces."""
+    text: str = yaml.dump(
+        value, Dumper=_Dumper, default_flow_style=flow, width=width, allow_unicode=True, sort_keys=False,
+    )
+    return text
 
 
 def compose(text: str) -> list[yaml.Node]:

@@ -5,7 +5,7 @@ is read again in full, so that a repeated or escaped name is refused. Sources: w
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -23,23 +23,28 @@ _INTEREST = ("model", "type", "tool")
 _CALLER_RUN = ("custom", "bash_", "text_editor_", "computer_", "memory_", "browser_")
 
 
-class _Node(msgspec.Struct):
+Plain = str | float | bool | None
+
+
+class MessageNode(msgspec.Struct):
     """A message, a content block or a block's source, as far as it matters here. Every JSON value fits the types."""
 
     type: Any = None
     file_id: Raw | UnsetType = UNSET
     tool: Raw | UnsetType = UNSET        # of a tool_addition block: may define a tool, which may name a model
-    source: "_Node | list[_Node | list[Raw] | str | float | bool | None] | str | float | bool | None" = None
-    content: "_Node | list[_Node | list[Raw] | str | float | bool | None] | str | float | bool | None" = None
+    source: "MessageNode | list[MessageNode | list[Raw] | Plain] | Plain" = None
+    content: "MessageNode | list[MessageNode | list[Raw] | Plain] | Plain" = None
 
 
-class _ToolHead(msgspec.Struct):
+class ToolHead(msgspec.Struct):
+    """What a tool's definition says of who runs it."""
+
     type: Any = None
     model: Raw | UnsetType = UNSET
 
 
-_messages_decoder = msgspec.json.Decoder(list[_Node])
-_tools_decoder = msgspec.json.Decoder(list[_ToolHead])
+_messages_decoder = msgspec.json.Decoder(list[MessageNode])
+_tools_decoder = msgspec.json.Decoder(list[ToolHead])
 
 
 @dataclass(slots=True)
@@ -48,34 +53,41 @@ class Seen:
 
     files: bool = False
     urls: bool = False
-    models: tuple[str, ...] = ()
+    models: tuple[str, ...] | None = ()    # None: not looked for yet
 
 
 def read_messages(messages: bytes) -> Seen:
     """Return what raw `messages` hold. Raises Ambiguous. What does not look like messages counts as holding all."""
-    seen = Seen()
     if not messages:
-        return seen
+        return Seen()
     try:
-        nodes: list[Any] = list(_messages_decoder.decode(messages))
+        nodes = _messages_decoder.decode(messages)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return Seen(files=True, urls=True, models=tuple(_inline_models(messages)))
-    defines = False
+    seen = look_through(nodes)
+    return seen if seen.models is not None else replace(seen, models=tuple(_inline_models(messages)))
+
+
+def look_through(messages: list[MessageNode]) -> Seen:
+    """Return what decoded messages hold; `models` is None where they define tools, which must be read in full."""
+    nodes: list[Any] = list(messages)
+    files = urls = defines = False
     while nodes:
         node = nodes.pop()
-        if type(node) is not _Node:
+        if type(node) is not MessageNode:
             continue
-        defines = defines or node.tool is not UNSET
-        seen.files = seen.files or node.file_id is not UNSET
-        seen.urls = seen.urls or node.type == "url"
+        if node.tool is not UNSET:
+            defines = True
+        if node.file_id is not UNSET:
+            files = True
+        if node.type == "url":
+            urls = True
         for inner in (node.source, node.content):
             if type(inner) is list:
                 nodes += inner
-            elif type(inner) is _Node:
+            elif type(inner) is MessageNode:
                 nodes.append(inner)
-    if defines:
-        seen.models = tuple(_inline_models(messages))
-    return seen
+    return Seen(files, urls, None if defines else ())
 
 
 def read_tools(tools: bytes) -> tuple[bool, tuple[str, ...]]:

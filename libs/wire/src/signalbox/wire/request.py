@@ -5,15 +5,27 @@ stand once is json_object.py's business.
 """
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import msgspec
+from msgspec import UNSET, Raw, UnsetType
+from msgspec.structs import astuple
 
-from signalbox.wire.content import RAW_LIST, read_messages, read_tools, serving_models
+from signalbox.wire.content import (
+    RAW_LIST,
+    MessageNode,
+    Seen,
+    ToolHead,
+    look_through,
+    read_messages,
+    read_tools,
+    serving_models,
+)
 from signalbox.wire.json_object import Ambiguous, NotAnObject, members
 
 MAX_TOKENS = 10**9
 MAX_MODEL_CHARS = 256
+MAX_USUAL_BYTES = 16 << 10    # beyond it, walking the members is faster than looking for each name
 READ_FIELDS = frozenset((
     "model", "stream", "max_tokens", "metadata", "prompt_cache_key", "system", "messages", "tools", "fallbacks",
     "container", "thread", "speed", "inference_geo", "service_tier", "context_management", "compaction", "mcp_servers",
@@ -52,21 +64,12 @@ class RequestFacts:
     inference_geo: str
     service_tier: str
     input_bytes: int
-    _model_at: tuple[int, int]           # where the top-level model's value lies in the body
-    _system: bytes = field(repr=False)
-    _messages: bytes = field(repr=False)
-
-    def conversation_seed(self) -> bytes:
-        """Return system and first user turn as sent: what a conversation without a session id is known by.
-
-        Cache marks are left out, since clients move them along as the conversation grows.
-        """
-        seed = self._system + b"\0" + _first_user_turn(self._messages)
-        return _CACHE_MARK.sub(b"", seed) if b"cache_control" in seed else seed
 
 
 def read_request(body: bytes) -> RequestFacts:
     """Return the facts of a Messages body. Raises RequestInvalid."""
+    if len(body) <= MAX_USUAL_BYTES and (usual := _read_usual(body)) is not None:
+        return usual
     try:
         return _read(body)
     except Ambiguous as e:
@@ -77,14 +80,115 @@ def read_request(body: bytes) -> RequestFacts:
         raise RequestInvalid("The body is nested too deeply") from None
 
 
-def rewrite_model(body: bytes, facts: RequestFacts, new_model: str) -> bytes:
-    """Return the body with the top-level model replaced; every other byte stays as it is."""
-    start, end = facts._model_at
-    return body[:start] + msgspec.json.encode(new_model) + body[end:]
+def conversation_seed(body: bytes) -> bytes:
+    """Return system and first user turn of a body that was read: what a conversation without a session id is known by.
+
+    Cache marks are left out, since clients move them along as the conversation grows.
+    """
+    raw, _ = members(body, READ_FIELDS)
+    seed = raw.get("system", b"") + b"\0" + _first_user_turn(raw.get("messages", b""))
+    return _CACHE_MARK.sub(b"", seed) if b"cache_control" in seed else seed
+
+
+def rewrite_model(body: bytes, new_model: str) -> bytes:
+    """Return a body that was read with its top-level model replaced; every other byte stays as it is."""
+    raw, places = members(body, READ_FIELDS)
+    start = places["model"] if "model" in places else _locate_model(body, raw["model"])
+    return body[:start] + msgspec.json.encode(new_model) + body[start + len(raw["model"]) :]
+
+
+# ---------------------------------------------------------------------------------------- bodies as nearly all are
+
+
+class _Metadata(msgspec.Struct):
+    user_id: str | None = None
+
+
+class _UserId(msgspec.Struct):
+    session_id: str | None = None
+
+
+class _Usual(msgspec.Struct):
+    """Every field that is read, in its proper type."""
+
+    model: str
+    stream: bool | UnsetType | None = UNSET
+    max_tokens: int | UnsetType | None = UNSET
+    metadata: _Metadata | UnsetType | None = UNSET
+    prompt_cache_key: str | UnsetType | None = UNSET
+    system: Raw | UnsetType = UNSET
+    messages: list[MessageNode] | UnsetType = UNSET
+    tools: list[ToolHead] | UnsetType = UNSET
+    fallbacks: Raw | UnsetType = UNSET
+    container: Raw | UnsetType = UNSET
+    thread: Raw | UnsetType = UNSET
+    speed: str | UnsetType | None = UNSET
+    inference_geo: str | UnsetType | None = UNSET
+    service_tier: str | UnsetType | None = UNSET
+    context_management: Raw | UnsetType = UNSET
+    compaction: Raw | UnsetType = UNSET
+    mcp_servers: Raw | UnsetType = UNSET
+
+
+_usual_decoder = msgspec.json.Decoder(_Usual)
+_user_id_decoder = msgspec.json.Decoder(_UserId)
+_QUOTED = [b'"%s"' % name.encode() for name in _Usual.__struct_fields__]
+
+
+def _read_usual(body: bytes) -> RequestFacts | None:
+    """Return the facts in one typed pass, None where the body wants the careful way: `_read` decides what it holds.
+
+    A name that stands nowhere else in the whole text, in a text without escaped letters, stands once in its object.
+    """
+    try:
+        usual = _usual_decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    if b"\\u00" in body:
+        return None
+    for value, quoted in zip(astuple(usual), _QUOTED, strict=True):
+        if value is not UNSET and body.count(quoted) != 1:
+            return None
+    if (
+        usual.fallbacks is not UNSET or usual.context_management is not UNSET or usual.compaction is not UNSET
+        or usual.container is not UNSET or usual.thread is not UNSET or usual.mcp_servers is not UNSET
+        or any(tool.type is not None or tool.model is not UNSET for tool in usual.tools or ())
+    ):
+        return None
+    seen = look_through(usual.messages) if usual.messages else Seen()
+    max_tokens, model = usual.max_tokens or 0, usual.model
+    session = _usual_session(usual.metadata, body) if usual.metadata else ""
+    if seen.models is None or session is None or not 0 <= max_tokens <= MAX_TOKENS or not _names_a_model(model):
+        return None
+    return RequestFacts(
+        model, (model,), usual.stream or False, max_tokens, session, usual.prompt_cache_key or "", seen.files,
+        seen.files or seen.urls, usual.speed or "", usual.inference_geo or "", usual.service_tier or "", len(body),
+    )
+
+
+def _usual_session(metadata: _Metadata, body: bytes) -> str | None:
+    user_id = metadata.user_id or ""
+    if body.count(b'"user_id"') > 1:
+        return None
+    if not user_id.startswith("{"):
+        return _old_session(user_id)
+    if user_id.count('"session_id"') != 1 or "\\u00" in user_id:
+        return None
+    try:
+        return _user_id_decoder.decode(user_id).session_id or ""
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+        return None
+
+
+def _names_a_model(model: str) -> bool:
+    return 0 < len(model) <= MAX_MODEL_CHARS and model.isprintable()
+
+
+# ---------------------------------------------------------------------------------------- all others
 
 
 def _read(body: bytes) -> RequestFacts:
-    raw, places = members(body, READ_FIELDS)
+    raw, _ = members(body, READ_FIELDS)
     model = _string(raw, "model")
     if not model:
         raise RequestInvalid("model: Field required", "model")
@@ -96,11 +200,9 @@ def _read(body: bytes) -> RequestFacts:
     seen = read_messages(messages)
     provider_tools, tool_models = read_tools(tools)
     others = [m for name in _MODEL_PLACES if name in raw for m in serving_models(raw[name])]
-    if "model" not in places:
-        places = {"model": _locate_model(body, raw["model"])}
     return RequestFacts(
         model=model,
-        models=tuple(dict.fromkeys((model, *others, *tool_models, *seen.models))),
+        models=tuple(dict.fromkeys((model, *others, *tool_models, *(seen.models or ())))),
         stream=_boolean(raw, "stream"),
         max_tokens=_natural(raw, "max_tokens"),
         session=_session(raw.get("metadata", b"")),
@@ -111,9 +213,6 @@ def _read(body: bytes) -> RequestFacts:
         inference_geo=_string(raw, "inference_geo"),
         service_tier=_string(raw, "service_tier"),
         input_bytes=len(body),
-        _model_at=(places["model"], places["model"] + len(raw["model"])),
-        _system=raw.get("system", b""),
-        _messages=messages,
     )
 
 
@@ -182,6 +281,10 @@ def _session(metadata: bytes) -> str:
             return _string(inner, "session_id")
         except (NotAnObject, RequestInvalid, UnicodeEncodeError):
             return ""
+    return _old_session(user_id)
+
+
+def _old_session(user_id: str) -> str:
     old = _OLD_SESSION.search(user_id)
     return old.group(1) if old else ""
 

@@ -3,7 +3,7 @@
 Source: wire-facts §1 (usage, usage merge, iterations). What tokens cost is prices.py's business.
 """
 
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
@@ -93,21 +93,75 @@ class UsageMeter:
 def usage_of_message(body: bytes) -> MessageUsage | None:
     """Return the usage and model of a Message (or of a count_tokens answer), None where the body is no JSON object."""
     try:
-        parsed = msgspec.json.decode(body, type=_Message)
+        parsed = _message_decoder.decode(body)
     except (ValueError, RecursionError):
         return _usage_of_odd_message(body)
-    return _message_usage(parsed.usage or {}, parsed.model or "")
+    told = parsed.usage
+    if told is None:
+        return MessageUsage(Usage(), parsed.model or "")
+    if told.iterations:
+        return _usage_of_odd_message(body)
+    short, long = told.writes()
+    tools = told.server_tool_use
+    return MessageUsage(
+        Usage(
+            told.input_tokens or 0, told.output_tokens or 0, short, long, told.cache_read_input_tokens or 0,
+            (tools.web_search_requests or 0) if tools is not None else 0, told.service_tier or "",
+            told.inference_geo or "", told.speed or "",
+        ),
+        parsed.model or "",
+    )
+
+
+_Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)] | None
+
+
+class _Split(msgspec.Struct):
+    ephemeral_5m_input_tokens: _Count = None
+    ephemeral_1h_input_tokens: _Count = None
+
+
+class _Tools(msgspec.Struct):
+    web_search_requests: _Count = None
+
+
+class _Told(msgspec.Struct):
+    """A usage object as it should be; whatever else is there goes the general way."""
+
+    input_tokens: _Count = None
+    output_tokens: _Count = None
+    cache_creation_input_tokens: _Count = None
+    cache_read_input_tokens: _Count = None
+    cache_creation: _Split | None = None
+    server_tool_use: _Tools | None = None
+    service_tier: str | None = None
+    inference_geo: str | None = None
+    speed: str | None = None
+    iterations: list[msgspec.Raw] | None = None
+
+    def writes(self) -> tuple[int, int]:
+        """Return cache writes by time to live."""
+        split = self.cache_creation
+        if split is None:
+            return _divided(0, 0, self.cache_creation_input_tokens)
+        return _divided(
+            split.ephemeral_5m_input_tokens or 0, split.ephemeral_1h_input_tokens or 0,
+            self.cache_creation_input_tokens,
+        )
 
 
 class _Message(msgspec.Struct):
     """The two fields of a Message that matter here; the rest is skipped without being built."""
 
     model: str | None = None
-    usage: dict[str, Any] | None = None
+    usage: _Told | None = None
+
+
+_message_decoder = msgspec.json.Decoder(_Message)
 
 
 def _usage_of_odd_message(body: bytes) -> MessageUsage | None:
-    """Read what can be read where `model` or `usage` have other types than they should."""
+    """Read what can be read where `model` or `usage` are other than they should be."""
     try:
         parsed = msgspec.json.decode(body)
     except (ValueError, RecursionError):
@@ -197,9 +251,13 @@ def _writes(reported: dict[str, Any]) -> tuple[int, int]:
     short = long = 0
     if isinstance(split, dict):
         short, long = _count(split.get("ephemeral_5m_input_tokens")), _count(split.get("ephemeral_1h_input_tokens"))
-    if reported.get("cache_creation_input_tokens") is None:
+    total = reported.get("cache_creation_input_tokens")
+    return _divided(short, long, None if total is None else _count(total))
+
+
+def _divided(short: int, long: int, total: int | None) -> tuple[int, int]:
+    if total is None:
         return short, long
-    total = _count(reported["cache_creation_input_tokens"])
     if long and not short:
         return 0, total
     long = min(long, total)

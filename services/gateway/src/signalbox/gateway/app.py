@@ -2,14 +2,17 @@
 
 import asyncio
 
+from prometheus_client import REGISTRY
+
 from signalbox.core import ids, logs, rpc, settings
 from signalbox.core.clock import SystemClock
+from signalbox.core.grpc_stream import Endpoint
 from signalbox.core.telemetry import Readiness, TelemetryServer
 from signalbox.gateway.adapters.credentials import CredentialCache
 from signalbox.gateway.adapters.journal_delivery import JournalDelivery
 from signalbox.gateway.adapters.model_lists import ModelLists
 from signalbox.gateway.adapters.scheduler_session import SchedulerSession
-from signalbox.gateway.adapters.upstream_pool import UpstreamPool
+from signalbox.gateway.adapters.upstream_pool import UpstreamPool, system_tls
 from signalbox.gateway.adapters.usage_reports import UsageReports
 from signalbox.gateway.api.http import CallerRoutes
 from signalbox.gateway.api.keycheck import KeyCheck
@@ -52,16 +55,19 @@ class Gateway:
         gateway_id = ids.instance_id()
         usage = rpc.connect(config, config.usage_address)
         refresher = rpc.connect(config, config.token_refresher_address)
-        schedulers = [rpc.connect(config, address) for address in config.scheduler_address]
+        schedulers = [Endpoint(config, address) for address in config.scheduler_address]
         self._config = config
-        self._channels = [usage, refresher, *schedulers]
+        self._channels = [usage, refresher]
         self.readiness = Readiness("scheduler", "token-refresher")
         self.telemetry = TelemetryServer(config.telemetry_address, self.readiness)
         self.delivery = JournalDelivery(usage, config.journal_dir, gateway_id)
         self.session = SchedulerSession(schedulers, gateway_id, self._deliver_journal)
         self.credentials = CredentialCache(refresher)
-        self.models = ModelLists(self.credentials)
-        self.pool = UpstreamPool(idle_s=config.upstream_idle_s, idle_per_route=config.upstream_idle_per_account)
+        tls = system_tls()
+        self.models = ModelLists(self.credentials, tls)
+        self.pool = UpstreamPool(
+            idle_s=config.upstream_idle_s, idle_per_route=config.upstream_idle_per_account, tls=tls,
+        )
         buffers = Buffers(config.max_buffered_bytes)
         BUFFERED.set_function(lambda: buffers.held)
         keys = KeyCheck(self.session, config.trusted_proxies, clock)
@@ -70,9 +76,11 @@ class Gateway:
             clock=clock, scheduler=self.session, credentials=self.credentials, journal=journal, pool=self.pool,
             buffers=buffers, client_stall_s=config.client_stall_s,
         )
+        metrics = Metrics()
+        REGISTRY.register(metrics)
         relay = RequestRelay(
             clock=clock, scheduler=self.session, credentials=self.credentials, journal=journal, keys=keys,
-            sender=self.sender, metrics=Metrics(), secret=config.secret,
+            sender=self.sender, metrics=metrics, secret=config.secret,
         )
         routes = CallerRoutes(
             clock=clock, keys=keys, journal=journal, models=self.models, reports=UsageReports(usage),

@@ -55,6 +55,8 @@ class FileJournal:
         self._begun: dict[AttemptKey, Segment] = {}
         self._full: set[Segment] = set()
         self._queue: list[Deliverable] = []
+        self._waiting = 0
+        JOURNAL_PENDING.set_function(lambda: self._waiting)
         self._anonymous_tokens = ANONYMOUS_DENIALS_PER_S
         self._anonymous_at_s = time.monotonic()
 
@@ -115,7 +117,7 @@ class FileJournal:
             for segment in segments:
                 segment.undelivered -= 1
                 self._release(segment)
-        JOURNAL_PENDING.dec(len(records))
+        self._waiting -= len(records)
 
     @property
     def pending(self) -> int:
@@ -173,15 +175,14 @@ class FileJournal:
         return segment
 
     def _enqueue(self, event: AttemptEvent, segments: tuple[Segment, ...]) -> None:
-        JOURNAL_PENDING.inc()
         if len(self._queue) >= MAX_IN_MEMORY:
-            JOURNAL_PENDING.dec()
             segments[-1].spilled = True
             self._release(segments[0])
             return
         for segment in segments:
             segment.undelivered += 1
         self._queue.append((event, segments))
+        self._waiting += 1
         self._ready()
 
     def _read_back(self) -> None:
@@ -197,7 +198,7 @@ class FileJournal:
             if event.outcome != OUTCOME_UNSPECIFIED:
                 segment.undelivered += 1
                 self._queue.append((event, (segment,)))
-                JOURNAL_PENDING.inc()
+                self._waiting += 1
         self._release(segment)
 
     def _release(self, segment: Segment) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 log = logs.logger(__name__)
 
-LINGER_S = 0.2
+LINGER_S = 0.5
 MAX_BATCH = 500
 ACK_LIMIT_S = 60.0
 RETRY_FIRST_S = 0.1

@@ -1,6 +1,7 @@
 """Which models a provider lists for an account, asked at most every five minutes. Who may see them is domain's."""
 
 import asyncio
+import ssl
 import time
 from importlib.metadata import version
 from typing import Any
@@ -33,9 +34,9 @@ class _Listing(msgspec.Struct):
 class ModelLists:
     """Caches lists by account and base URL; many callers that want one list wait for one answer."""
 
-    def __init__(self, credentials: Credentials) -> None:
+    def __init__(self, credentials: Credentials, tls: ssl.SSLContext) -> None:
         self._credentials = credentials
-        self._client = httpx2.AsyncClient(timeout=CALL_LIMIT_S, follow_redirects=False, trust_env=False)
+        self._client = httpx2.AsyncClient(timeout=CALL_LIMIT_S, follow_redirects=False, trust_env=False, verify=tls)
         self._known: dict[tuple[str, str], tuple[float, list[Model] | None]] = {}
         self._asking: dict[tuple[str, str], asyncio.Task[list[Model] | None]] = {}
 

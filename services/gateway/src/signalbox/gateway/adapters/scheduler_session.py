@@ -7,21 +7,17 @@ for an account the scheduler says so; it is asked again elsewhere with what is l
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
-import grpc
-import grpc.aio
+from google.protobuf.message import DecodeError
 
 from signalbox.core import logs
+from signalbox.core.grpc_stream import Endpoint, Stream
 from signalbox.gateway.domain.ports import OpenLease, SchedulerUnavailable
 from signalbox.gateway.domain.records import unsent
 from signalbox.v1 import scheduler_pb2 as pb
-from signalbox.v1.scheduler_pb2_grpc import SchedulerStub
-
-if TYPE_CHECKING:
-    from signalbox.v1.scheduler_pb2_grpc import SchedulerAsyncStub
 
 log = logs.logger(__name__)
 
@@ -40,7 +36,8 @@ SETTLE_LINGER_S = 0.025    # nobody waits for a settle: it goes with, and before
 
 Request = TypeVar("Request", pb.InspectRequest, pb.AdmitRequest, pb.RetryRequest)
 Response = TypeVar("Response", pb.InspectResponse, pb.AdmitResponse)
-SessionCall: TypeAlias = "grpc.aio.StreamStreamCall[pb.GatewayBatch, pb.SchedulerBatch]"
+
+_METHOD: Final = f"/{pb.DESCRIPTOR.services_by_name['Scheduler'].full_name}/Session"
 
 
 @dataclass(slots=True)
@@ -63,26 +60,25 @@ class _Batch:
     journal_delivered: pb.JournalDelivered | None = None
     cancels: list[pb.Cancel] = field(default_factory=list)
 
-    def message(self) -> pb.GatewayBatch:
+    def serialized(self) -> bytes:
         return pb.GatewayBatch(
             inspects=self.inspects, admits=self.admits, retries=self.retries, settles=self.settles,
             heartbeats=self.heartbeats, journal_delivered=self.journal_delivered, cancels=self.cancels,
-        )
+        ).SerializeToString()
 
 
 class SchedulerSession:
     """Implements ports.Scheduler over Session streams. `deliver_journal` empties the journal when a scheduler asks."""
 
     def __init__(
-        self, channels: list[grpc.aio.Channel], gateway_id: str, deliver_journal: Callable[[], Awaitable[bool]],
+        self, schedulers: Sequence[Endpoint], gateway_id: str, deliver_journal: Callable[[], Awaitable[bool]],
     ) -> None:
-        self._stubs: list[SchedulerAsyncStub] = [SchedulerStub(c) for c in channels]
-        random.shuffle(self._stubs)
+        self._schedulers = random.sample(schedulers, len(schedulers))
         self._gateway_id = gateway_id
         self._deliver_journal = deliver_journal
         self._seq = 0
         self._batch = _Batch()
-        self._wanted = asyncio.Event()
+        self._flushing = False
         self._lingering = False
         self._inspects: dict[int, _Asked[pb.InspectRequest, pb.InspectResponse]] = {}
         self._admits: dict[int, _Asked[pb.AdmitRequest, pb.AdmitResponse]] = {}
@@ -92,8 +88,9 @@ class SchedulerSession:
         self._leases: dict[str, OpenLease] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
-        self._call: SessionCall | None = None
-        self._heard = asyncio.Event()
+        self._stream: Stream | None = None
+        self._hurry: asyncio.TimerHandle | None = None
+        self._unanswered = False           # a batch was written and nothing was heard since
         self._spoke_s: float | None = None  # when something was first said since the scheduler was last heard
         self.connected = False
 
@@ -155,7 +152,7 @@ class SchedulerSession:
         answer: asyncio.Future[Response] = self._loop.create_future()
         pending[request.seq] = _Asked(request, answer, self._give_up_s())
         batch.append(request)
-        self._wanted.set()
+        self._want()
         return answer
 
     def _send_settle(self, request: pb.SettleRequest) -> None:
@@ -169,7 +166,7 @@ class SchedulerSession:
     def _end_linger(self) -> None:
         self._lingering = False
         if self._batch.settles:
-            self._wanted.set()
+            self._want()
 
     def _send_heartbeats(self) -> None:
         if not self._leases:
@@ -184,58 +181,43 @@ class SchedulerSession:
         self._batch.heartbeats.append(
             pb.HeartbeatRequest(seq=self._next_seq(), gateway_id=self._gateway_id, leases=beats),
         )
-        self._wanted.set()
+        self._want()
 
     # ------------------------------------------------------------------ the stream
 
     async def _keep_connected(self) -> None:
         pause_s = RECONNECT_FIRST_S
         while True:
-            stub = self._stubs[0]
-            self._stubs.append(self._stubs.pop(0))
+            scheduler = self._schedulers[0]
+            self._schedulers.append(self._schedulers.pop(0))
             try:
-                if await self._serve_session(stub.Session()):
+                async with asyncio.timeout(CONNECT_WAIT_S):
+                    stream = await scheduler.open(_METHOD, self._hear)
+            except (OSError, TimeoutError) as e:
+                log.info("scheduler_session_lost", why=str(e) or type(e).__name__)
+            else:
+                if await self._serve_session(stream):
                     pause_s = RECONNECT_FIRST_S
-            except grpc.aio.AioRpcError as e:
-                log.info("scheduler_session_lost", why=e.details())
-            except asyncio.InvalidStateError:
-                log.info("scheduler_session_lost", why="the stream ended while a batch was being written")
-            except asyncio.CancelledError:
-                _obey_cancellation()
-                log.warning("scheduler_session_lost", why="the scheduler was silent")
-            _obey_cancellation()
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, RECONNECT_MOST_S)
 
-    async def _serve_session(self, call: SessionCall) -> bool:
+    async def _serve_session(self, stream: Stream) -> bool:
         """Run one session until it ends; return whether the scheduler had answered at all."""
-        writing: asyncio.Task[None] | None = None
-        answered = False
-        self._call, self._spoke_s = call, self._loop.time()
+        self._stream, self._spoke_s = stream, self._loop.time()
+        stream.send(pb.GatewayBatch(hello=pb.Hello(gateway_id=self._gateway_id, protocol="v1")).SerializeToString())
         try:
-            await call.write(pb.GatewayBatch(hello=pb.Hello(gateway_id=self._gateway_id, protocol="v1")))
-            async for batch in call:
-                self._spoke_s = None
-                self._heard.set()
-                if not answered:
-                    answered = True
-                    self._begin_session()
-                    writing = asyncio.create_task(self._write(call))
-                self._receive(batch)
-                if batch.draining:
-                    break
+            log.info("scheduler_session_lost", why=await stream.ended)
+            return self.connected
         finally:
             self.connected = False
             self._hurry_waiting()
-            self._call = self._spoke_s = None
-            if writing is not None:
-                writing.cancel()
-            call.cancel()
-        return answered
+            self._stream = self._spoke_s = None
+            stream.close()
 
     def _begin_session(self) -> None:
         """Ask again what the last session left unanswered."""
         self.connected = True
+        self._unanswered = False
         self._hurry_waiting()
         self._batch = _Batch(
             [asked.request for asked in self._inspects.values()],
@@ -244,28 +226,57 @@ class SchedulerSession:
         )
         self._settling.clear()
         if self._inspects or self._admits or self._retries:
-            self._wanted.set()
+            self._want()
         for settle in self._settles.values():
             self._send_settle(settle)
         self._send_heartbeats()
 
-    async def _write(self, call: SessionCall) -> None:
+    def _want(self) -> None:
+        """Write what waits once this turn of the event loop has added all that it will."""
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        if not self.connected:
+            return  # the next session begins with all that is unanswered
+        if not self._unanswered:
+            self._write()
+        elif self._hurry is None:
+            self._hurry = self._loop.call_later(GATHER_S, self._write)
+
+    def _write(self) -> None:
+        if self._hurry is not None:
+            self._hurry.cancel()
+            self._hurry = None
+        if self._stream is None or not self.connected:
+            return
+        batch, self._batch = self._batch, _Batch()
+        self._unanswered = True
+        if self._spoke_s is None:
+            self._spoke_s = self._loop.time()
+        self._stream.send(batch.serialized())
+
+    def _hear(self, message: bytes) -> None:
+        """Take one batch of answers."""
+        assert self._stream is not None
         try:
-            while True:
-                await self._wanted.wait()
-                await asyncio.sleep(0)
-                if not self._heard.is_set():
-                    hurry = self._loop.call_later(GATHER_S, self._heard.set)
-                    await self._heard.wait()
-                    hurry.cancel()
-                self._wanted.clear()
-                self._heard.clear()
-                batch, self._batch = self._batch, _Batch()
-                if self._spoke_s is None:
-                    self._spoke_s = self._loop.time()
-                await call.write(batch.message())
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            call.cancel()
+            batch = pb.SchedulerBatch.FromString(message)
+        except DecodeError:
+            self._stream.close("the scheduler's batch is unreadable")
+            return
+        self._spoke_s = None
+        self._unanswered = False
+        if not self.connected:
+            self._begin_session()
+        self._receive(batch)
+        if batch.draining:
+            self._stream.close("the scheduler is draining")
+        elif self._hurry is not None:
+            self._hurry.cancel()
+            self._hurry = None
+            self._want()
 
     def _receive(self, batch: pb.SchedulerBatch) -> None:
         for admitted in batch.admits:
@@ -306,7 +317,7 @@ class SchedulerSession:
         self._admits.pop(request.seq, None)
         self._retries.pop(request.seq, None)
         self._batch.cancels.append(pb.Cancel(request_id=_request_id(request)))
-        self._wanted.set()
+        self._want()
 
     def _hurry_waiting(self) -> None:
         """A session ended or began: those that wait are asked for again, with what is left of their time."""
@@ -326,7 +337,7 @@ class SchedulerSession:
             return
         self._send_heartbeats()
         self._batch.journal_delivered = pb.JournalDelivered(epoch=epoch)
-        self._wanted.set()
+        self._want()
 
     # ------------------------------------------------------------------ in the background
 
@@ -349,12 +360,11 @@ class SchedulerSession:
     def _watch_silence(self, now_s: float) -> None:
         """Notice a scheduler that hangs without dying; every batch but a late one is answered at once."""
         silent_s = now_s - self._spoke_s if self._spoke_s is not None else 0.0
-        if silent_s > SILENT_LIMIT_S and self._call is not None:
-            self._spoke_s = None
-            self._call.cancel()
+        if silent_s > SILENT_LIMIT_S and self._stream is not None:
+            self._stream.close("the scheduler was silent")
         elif silent_s > PROBE_AFTER_S and self.connected:
             self._batch.heartbeats.append(pb.HeartbeatRequest(seq=self._next_seq(), gateway_id=self._gateway_id))
-            self._wanted.set()
+            self._want()
 
     def _spawn(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)
@@ -366,13 +376,6 @@ def _request_id(request: pb.AdmitRequest | pb.RetryRequest) -> str:
     if isinstance(request, pb.AdmitRequest):
         return request.request_id
     return request.failed.lease_id.rpartition(".")[0]
-
-
-def _obey_cancellation() -> None:
-    """End the task when it was cancelled inside a gRPC call, which answers a cancellation with an error of its own."""
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
 
 
 def _give_up(pending: dict[int, _Asked[Request, Response]], now_s: float) -> None:

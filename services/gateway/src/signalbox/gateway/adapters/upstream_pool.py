@@ -72,7 +72,7 @@ async def dial_direct(route: Route, factory: Callable[[], Connection], tls: ssl.
 
 
 def system_tls() -> ssl.SSLContext:
-    """Trust the system's authorities and speak HTTP/1.1."""
+    """Trust the system's authorities and speak HTTP/1.1. Reading them takes long: once a process is enough."""
     context = ssl.create_default_context()
     context.set_alpn_protocols(["http/1.1"])
     return context
@@ -82,12 +82,12 @@ class UpstreamPool:
     """Idle connections by route, newest first. Single-threaded: belongs to one event loop."""
 
     def __init__(
-        self, *, idle_s: float, idle_per_route: int, dial: Dial = dial_direct, tls: ssl.SSLContext | None = None,
+        self, *, idle_s: float, idle_per_route: int, tls: ssl.SSLContext, dial: Dial = dial_direct,
     ) -> None:
         self._idle_s = idle_s
         self._idle_per_route = idle_per_route
         self._dial = dial
-        self._tls = tls or system_tls()
+        self._tls = tls
         self._idle: dict[Route, deque[Connection]] = {}
         self._routes: dict[Connection, Route] = {}
         self._sweeper: asyncio.TimerHandle | None = None

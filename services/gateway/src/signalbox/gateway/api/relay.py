@@ -94,7 +94,7 @@ class RequestRelay:
         except RequestInvalid as e:
             await self._keys.inspect(order)
             raise Refusal("request_invalid", e.message, key_id=order.key_id, owner=order.owner) from e
-        admission = order.admission(self._session_secret)
+        admission = order.admission(exchange.body, self._session_secret)
         try:
             answer = await self._ask(exchange, self._scheduler.admit(admission))
         except SchedulerUnavailable as e:

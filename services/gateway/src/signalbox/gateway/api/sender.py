@@ -53,7 +53,7 @@ class _Sending:
         assert facts is not None
         body = exchange.body
         if self.grant.send_model != facts.model:
-            body = rewrite_model(body, facts, self.grant.send_model)
+            body = rewrite_model(body, self.grant.send_model)
         origin = origin_of(self.grant.base_url)
         target = origin.path + UPSTREAM_PATHS[self.order.route]
         query = forwarded_query(exchange.query)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from signalbox.gateway.domain.caller import session_digest
 from signalbox.v1.scheduler_pb2 import AdmitRequest, InspectRequest
 from signalbox.wire.clients import session_of
-from signalbox.wire.request import RequestFacts
+from signalbox.wire.request import RequestFacts, conversation_seed
 
 
 @dataclass(slots=True)
@@ -46,7 +46,7 @@ class Order:
             with_accounts=with_accounts,
         )
 
-    def admission(self, secret: bytes) -> AdmitRequest:
+    def admission(self, body: bytes, secret: bytes) -> AdmitRequest:
         """Return the question to the scheduler; how long the caller waits for an account is left to the pool."""
         facts = self.facts
         assert facts is not None
@@ -54,7 +54,7 @@ class Order:
         return AdmitRequest(
             request_id=self.request_id, key_hash=self.key_hash, route=self.route, model=facts.model,
             models=facts.models, client=self.client, source_address=self.source,
-            session=session_digest(secret, self.key_hash, session or facts.conversation_seed()),
+            session=session_digest(secret, self.key_hash, session or conversation_seed(body)),
             session_derived=not session, state_bound=facts.state_bound, stream=self.streamed,
             input_bytes=facts.input_bytes, max_tokens=facts.max_tokens, unseen_input=facts.unseen_input,
             speed=facts.speed, inference_geo=facts.inference_geo,

@@ -11,5 +11,6 @@ def token_usage(usage: Usage) -> TokenUsage:
         cache_write_5m_tokens=usage.cache_write_5m_tokens, cache_write_1h_tokens=usage.cache_write_1h_tokens,
         cache_read_tokens=usage.cache_read_tokens, web_search_requests=usage.web_search_requests,
         service_tier=usage.service_tier, inference_geo=usage.inference_geo, speed=usage.speed,
-        other_models=[IterationUsage(model=m, usage=token_usage(u)) for m, u in usage.other_models],
+        other_models=[IterationUsage(model=m, usage=token_usage(u)) for m, u in usage.other_models]
+        if usage.other_models else None,
     )
