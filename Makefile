@@ -7,6 +7,7 @@ MANIFESTS ?=
 DATA ?= data
 PORT ?= 8080
 FORMAT ?=
+OUT ?= build/images
 # Tests that are slow as whole files are not even read: importing the SDKs takes seconds.
 SLOW_FILES := --ignore tests/e2e --ignore tests/k8s --ignore tests/simulator/tests/test_simulator_sdk.py
 # Some environments forbid it; then every process compiles what it imports, and every test file is rewritten anew.
@@ -53,14 +54,18 @@ check: setup ## style, types, layers, drift of generated files
 	@$(BIN)/python scripts/gen_stubs.py --check
 	@$(BIN)/python scripts/gen_docs.py --check
 	@$(BIN)/python scripts/gen_crds.py --check
+	@$(BIN)/python scripts/gen_chart.py --check
+	@$(BIN)/python scripts/gen_image_lock.py --check
 
 .PHONY: stubs
 stubs: setup ## generate the gRPC stubs from proto/
 	@$(BIN)/python scripts/gen_stubs.py
 
 .PHONY: docs
-docs: setup ## generate the reference pages of docs/
+docs: setup ## generate the reference pages of docs/, and what the chart and the images carry
 	@$(BIN)/python scripts/gen_docs.py
+	@$(BIN)/python scripts/gen_chart.py
+	@$(BIN)/python scripts/gen_image_lock.py
 
 .PHONY: crds
 crds: setup ## generate the CustomResourceDefinitions in deploy/crds
@@ -70,6 +75,10 @@ crds: setup ## generate the CustomResourceDefinitions in deploy/crds
 lock: setup ## pin the dependencies anew, with hashes
 	@$(BIN)/uv lock --upgrade --quiet
 	@$(BIN)/uv export --quiet --no-emit-workspace --all-packages --all-groups --no-header --no-annotate -o requirements.lock >/dev/null
+
+.PHONY: images
+images: ## OCI archives of the chart's images, with docker, podman, buildah or none of them: OUT=DIR
+	@deploy/images/build.sh $(OUT)
 
 .PHONY: bench
 bench: setup ## CPU per request, latency and memory beside a peer (needs a C compiler); ARGS="--only closed --seconds 5"

@@ -8,16 +8,21 @@ import gc
 import os
 import signal
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import uvloop
 
+from signalbox.core import logs
 from signalbox.core.errors import StartupError
+
+log = logs.logger(__name__)
 
 EXIT_CANNOT_START = 2
 # Below the ten seconds within which a bad start must have ended: imports and the supervisor come on top.
 START_LIMIT_S = 7.0
+_PAUSE_S = 1.0
 
 # Messages and their events die young and hold no cycles: looking for cycles every 700 objects costs a request
 # several per cent, and looking again and again at what was loaded at the start is wasted altogether.
@@ -53,6 +58,19 @@ def run(room: str, main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
 def _freeze_what_stays() -> None:
     gc.collect()
     gc.freeze()
+
+
+async def patiently(patience_s: float, step: Callable[[], Awaitable[T]]) -> T:
+    """Repeat a step of the start-up that raises StartupError until it works or `patience_s` seconds are over."""
+    until_s = time.monotonic() + patience_s
+    while True:
+        try:
+            return await step()
+        except StartupError as e:
+            if time.monotonic() + _PAUSE_S > until_s:
+                raise
+            log.warning("waiting_to_start", why=str(e))
+        await asyncio.sleep(_PAUSE_S)
 
 
 async def within_start_limit(what: str, work: Awaitable[T]) -> T:

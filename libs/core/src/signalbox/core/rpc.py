@@ -33,6 +33,14 @@ _CHANNEL_OPTIONS = [
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.lb_policy_name", "round_robin"),
+    # A name of many pods is looked up again at once when one of them goes; the default waits half a minute.
+    ("grpc.dns_min_time_between_resolutions_ms", 1_000),
+]
+# Between machines a connection ends after a while, so that callers look the name up again and find pods that came
+# later. What runs on it then has the grace to end; streams are opened anew by those who keep them.
+_NETWORK_SERVER_OPTIONS = [
+    ("grpc.max_connection_age_ms", 600_000),
+    ("grpc.max_connection_age_grace_ms", 60_000),
 ]
 
 
@@ -98,7 +106,8 @@ class Server:
         self._settings = settings
         self._address = address
         self._services = services
-        self.grpc = grpc.aio.server(interceptors=[_RequireSecret(settings.secret)], options=_OPTIONS)
+        options = _OPTIONS if address.startswith("unix:") else [*_OPTIONS, *_NETWORK_SERVER_OPTIONS]
+        self.grpc = grpc.aio.server(interceptors=[_RequireSecret(settings.secret)], options=options)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
         names = (*services, health.SERVICE_NAME, reflection.SERVICE_NAME)

@@ -59,6 +59,11 @@ class RoomSettings(BaseSettings):
     tls_cert_file: Path | None = _shared("TLS_CERT_FILE", None, "This room's certificate for mTLS between rooms (PEM).")
     tls_key_file: Path | None = _shared("TLS_KEY_FILE", None, "The key of that certificate (PEM).")
     tls_ca_file: Path | None = _shared("TLS_CA_FILE", None, "The authority behind other rooms' certificates (PEM).")
+    start_patience_s: float = _shared(
+        "START_PATIENCE_SECONDS", 0.0,
+        "How long a starting room waits for its Redis or database to appear before it gives up. In a cluster, where "
+        "everything starts at once, waiting is quicker than being restarted.",
+    )
     stop_grace_s: float = _shared(
         "STOP_GRACE_SECONDS", 30.0, "How long a stopping room lets running work finish before it cuts it.",
     )

@@ -7,7 +7,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 from signalbox.core import logs, rpc
 from signalbox.core.errors import StartupError
 from signalbox.core.ids import instance_id
-from signalbox.core.lifecycle import within_start_limit
+from signalbox.core.lifecycle import patiently, within_start_limit
 from signalbox.core.settings import load
 from signalbox.core.telemetry import Readiness, TelemetryServer
 from signalbox.scheduler.adapters.dispatch import Dispatcher
@@ -96,7 +96,11 @@ class Room:
 
     async def start(self) -> None:
         """Check Redis, bind, and begin to open admission. Raises StartupError."""
-        for warning in await within_start_limit(f"Redis at {self.store.where}", self.store.check()):
+        what = f"Redis at {self.store.where}"
+        warnings = await patiently(
+            self._settings.start_patience_s, lambda: within_start_limit(what, self.store.check()),
+        )
+        for warning in warnings:
             log.warning("redis_setting", what=warning)
         await self._telemetry.start()
         await self._server.start()

@@ -10,7 +10,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from signalbox.core import logs, rpc
 from signalbox.core.clock import SystemClock
 from signalbox.core.errors import StartupError
-from signalbox.core.lifecycle import within_start_limit
+from signalbox.core.lifecycle import patiently, within_start_limit
 from signalbox.core.settings import load
 from signalbox.core.telemetry import Readiness, TelemetryServer
 from signalbox.usage.adapters.engines import open_reader, open_writer
@@ -43,7 +43,7 @@ async def main(stop: asyncio.Event) -> None:
     telemetry = TelemetryServer(settings.telemetry_address, readiness)
     await telemetry.start()
     prices = LedgerPrices.load(settings.prices_file)
-    writer, reader = await _open_ledger(settings)
+    writer, reader = await patiently(settings.start_patience_s, lambda: _open_ledger(settings))
     readiness.ok(NEED)
 
     watchers = Watchers()

@@ -22,6 +22,7 @@ class Sessions:
     def __init__(self) -> None:
         self._open: set[Session] = set()
         self._asking = ""
+        self._draining = False
         self.delivered: set[str] = set()
         """Gateways that delivered their journals for the epoch that is asked for."""
         self.changed = asyncio.Event()
@@ -35,6 +36,8 @@ class Sessions:
         """A gateway connected; while a recovery runs it is asked at once."""
         self._open.add(session)
         self.changed.set()
+        if self._draining:
+            session.push(SchedulerBatch(draining=True))
         if self._asking:
             session.push(SchedulerBatch(deliver_journal=DeliverJournal(epoch=self._asking)))
 
@@ -62,6 +65,7 @@ class Sessions:
             self.changed.set()
 
     def drain(self) -> None:
-        """Tell every gateway to open a session elsewhere."""
+        """Tell every gateway to open a session elsewhere, those too that come back to this scheduler meanwhile."""
+        self._draining = True
         for session in self._open:
             session.push(SchedulerBatch(draining=True))

@@ -1,0 +1,218 @@
+#!/usr/bin/env bash
+# build.sh OUT: write OCI archives of every image that the chart renders into the folder OUT, under the chart's references.
+#
+# With docker, podman or buildah from the Dockerfile; where none of them works, the same file systems from Debian packages
+# and requirements.lock, by root, with debootstrap (BUILDER=debian chooses that way). What does not change is kept in
+# CACHE (default ~/.cache/signalbox-images). TAG (default: the chart's appVersion) and REGISTRY (localhost) lead the names.
+set -euo pipefail
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+ROOT=$(cd "$HERE/../.." && pwd)
+[ $# = 1 ] || { sed -n '2,/^set/s/^# \?//p' "$0" >&2; exit 2; }
+mkdir -p "$1"; OUT=$(cd "$1" && pwd)
+CACHE=${CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/signalbox-images}
+TAG=${TAG:-$(sed -n 's/^appVersion: *//p' "$ROOT/deploy/helm/signalbox/Chart.yaml")}
+REGISTRY=${REGISTRY:-localhost}
+IMAGES=(signalbox signalbox-simulator signalbox-redis signalbox-postgresql)
+APP=10001
+PATH=$PATH:/usr/sbin:/sbin
+
+log() { echo "images: $*" >&2; }
+fail() { log "$*"; exit 1; }
+reference() { echo "$REGISTRY/$1:$TAG"; }
+
+builder() {
+    [ -z "${BUILDER:-}" ] || { echo "$BUILDER"; return; }
+    if docker info >/dev/null 2>&1; then echo docker
+    elif podman info >/dev/null 2>&1; then echo podman
+    elif buildah info >/dev/null 2>&1; then echo buildah
+    else echo debian; fi
+}
+
+with_containers() { # with_containers docker|podman|buildah
+    local image
+    for image in "${IMAGES[@]}"; do
+        log "building $(reference "$image") with $1"
+        case $1 in
+            buildah) buildah build --quiet --target "$image" -t "$(reference "$image")" -f "$HERE/Dockerfile" "$ROOT" >/dev/null
+                     buildah push --quiet "$(reference "$image")" "oci-archive:$OUT/$image.tar:$(reference "$image")" ;;
+            *) "$1" build --quiet --target "$image" -t "$(reference "$image")" -f "$HERE/Dockerfile" "$ROOT" >/dev/null
+               "$1" save -o "$OUT/$image.tar" "$(reference "$image")" ;;
+        esac
+    done
+}
+
+# ---------------------------------------------------------------- from Debian packages
+
+suite() { # shellcheck disable=SC1091
+    . /etc/os-release; [ "$ID" = debian ] && echo "$VERSION_CODENAME" || echo bookworm; }
+
+mirror() { # where apt here finds Debian
+    [ -z "${MIRROR:-}" ] || { echo "$MIRROR"; return; }
+    apt-get indextargets --format '$(LABEL) $(CODENAME) $(COMPONENT) $(REPO_URI)' 'Created-By: Packages' |
+        awk -v s="$SUITE" '$1 == "Debian" && $2 == s && $3 == "main" {print $4; exit}'
+}
+
+security() { # and its security updates, where it does
+    apt-get indextargets --format '$(LABEL) $(CODENAME) $(COMPONENT) $(REPO_URI)' 'Created-By: Packages' |
+        awk -v s="$SUITE-security" '$2 == s && $3 == "main" {print $4; exit}'
+}
+
+slim() { # slim ROOT: without what only people at a console or a package manager need
+    rm -rf "$1"/{debootstrap,var/lib/apt/lists,var/cache/apt,var/cache/debconf,var/log/*,tmp/*,root/.cache} \
+        "$1"/usr/share/{doc,man,locale,info,lintian,bash-completion,bug,zoneinfo/right} "$1"/usr/lib/*-linux-gnu/gconv \
+        "$1"/etc/apt/sources.list "$1"/var/cache/ldconfig
+    rm -f "$1"/etc/{resolv.conf,hostname,hosts,.pwd.lock,passwd-,group-,shadow-,gshadow-} "$1"/var/lib/dpkg/*-old
+    find "$1/dev" -xdev -mindepth 1 -delete
+    find "$1" -xdev -name __pycache__ -prune -exec rm -rf {} +
+}
+
+inside() { # inside ROOT COMMAND...: in a mount namespace of its own, with this machine's resolver
+    unshare --mount bash -euc '
+        root=$1; shift
+        mount -t proc proc "$root/proc"
+        mount -t tmpfs tmpfs "$root/dev"
+        for d in null zero urandom random; do touch "$root/dev/$d"; mount --bind "/dev/$d" "$root/dev/$d"; done
+        cp -L /etc/resolv.conf "$root/etc/resolv.conf"
+        export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8
+        export DEBIAN_FRONTEND=noninteractive PYTHONDONTWRITEBYTECODE=1
+        exec chroot "$root" "$@"' - "$@"
+}
+
+base() { # prints a tar of Debian without recommended packages, with the user that all images run as
+    local tar=$CACHE/base-$SUITE-3.tar tmp
+    if [ ! -s "$tar" ]; then
+        log "debootstrap $SUITE"
+        tmp=$(mktemp -d "$CACHE/new.XXXXXX")
+        debootstrap --variant=minbase --include=ca-certificates "$SUITE" "$tmp/root" "$(mirror)" >"$tar.log" 2>&1 ||
+            { tail -n 5 "$tar.log" >&2; fail "debootstrap failed; see $tar.log"; }
+        { echo "deb $(mirror) $SUITE main"; s=$(security); [ -z "$s" ] || echo "deb $s $SUITE-security main"; } >"$tmp/root/etc/apt/sources.list"
+        inside "$tmp/root" sh -c 'apt-get update -qq && apt-get upgrade -qq -y' >>"$tar.log" 2>&1 || log "without the newest updates; see $tar.log"
+        cp "$tmp/root/etc/apt/sources.list" "$tar.sources"
+        inside "$tmp/root" useradd -u $APP -U -d /home/app -m -s /usr/sbin/nologin app
+        slim "$tmp/root"
+        pack "$tmp/root" "$tar"
+        rm -rf --one-file-system "$tmp"
+    fi
+    echo "$tar"
+}
+
+pack() { # pack ROOT TAR [MEMBER]: the same files give the same bytes
+    tar -C "$1" --numeric-owner --sort=name --format=posix --pax-option=delete=atime,delete=ctime -cf "$2.new" "${3:-.}"
+    mv "$2.new" "$2"
+}
+
+packages() { # packages NAME PACKAGE...: prints a tar of what these Debian packages add to the base
+    local name=$1 tar tmp; shift
+    tar=$CACHE/$name-$(printf '%s\n' "$SUITE" 3 "$@" | sha256sum | cut -c1-12).tar
+    if [ ! -s "$tar" ]; then
+        log "installing $*"
+        tmp=$(mktemp -d "$CACHE/new.XXXXXX"); mkdir "$tmp/root"
+        tar -C "$tmp/root" --numeric-owner -xpf "$(base)"
+        cp "$(base).sources" "$tmp/root/etc/apt/sources.list"
+        mkdir -p "$tmp/root/etc/postgresql-common" "$tmp/root"/var/{lib/apt/lists/partial,cache/apt/archives/partial}
+        echo "create_main_cluster = false" >"$tmp/root/etc/postgresql-common/createcluster.conf"
+        inside "$tmp/root" sh -c 'apt-get update -qq && apt-get install -qq -y --no-install-recommends "$@"' - "$@" >"$tar.log" 2>&1 ||
+            { tail -n 5 "$tar.log" >&2; fail "apt-get failed; see $tar.log"; }
+        slim "$tmp/root"
+        python3 "$HERE/oci.py" difference "$(base)" "$tmp/root" "$tar.new"
+        mv "$tar.new" "$tar"
+        rm -rf --one-file-system "$tmp"
+    fi
+    echo "$tar"
+}
+
+dependencies() { # prints a tar of the pinned packages in /opt/signalbox/lib
+    local tar tmp tag tags=()
+    tar=$CACHE/python-$(cat "$HERE/requirements.lock" "$HERE/build.sh" | sha256sum | cut -c1-12).tar
+    if [ ! -s "$tar" ]; then
+        log "installing requirements.lock"
+        tmp=$(mktemp -d "$CACHE/new.XXXXXX")
+        for tag in 2_17 2_24 2_27 2_28 2_31 2_34 2_35 2_36; do tags+=(--platform "manylinux_${tag}_$(uname -m)"); done
+        tool pip install --quiet --no-deps --require-hashes --only-binary :all: --no-compile --implementation cp \
+            --python-version "$PYTHON" --platform "manylinux2014_$(uname -m)" "${tags[@]}" \
+            --target "$tmp/root/opt/signalbox/lib" -r "$HERE/requirements.lock" >&2
+        rm -rf "$tmp/root/opt/signalbox/lib/bin"
+        # Symbols for debuggers are an eighth of the image.
+        ! command -v strip >/dev/null || find "$tmp/root" -name '*.so*' -type f -exec strip --strip-unneeded {} + 2>/dev/null || true
+        compiled "$tmp/root"
+        pack "$tmp/root" "$tar" opt
+        rm -rf --one-file-system "$tmp"
+    fi
+    echo "$tar"
+}
+
+tool() { # a Python with pip; what is installed by it is told where to go
+    if [ ! -x "$CACHE/tool/bin/python" ]; then
+        python3 -m venv "$CACHE/tool" 2>/dev/null || { rm -rf "$CACHE/tool"; fail "needs the Debian package python3-venv"; }
+    fi
+    "$CACHE/tool/bin/python" -m "$@"
+}
+
+compiled() { # compiled ROOT: byte code beside the modules, because the root is read-only when they run
+    local root=$1 python
+    python=$CACHE/tool/bin/python
+    [ "$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')" = "$PYTHON" ] || python=
+    find "$root" -name '*.pyc' -delete
+    if [ -n "$python" ]; then
+        "$python" -m compileall -q --invalidation-mode unchecked-hash -s "$root" "$root/opt" >/dev/null
+    else
+        local tmp; tmp=$(mktemp -d "$CACHE/new.XXXXXX")
+        tar -C "$tmp" --numeric-owner -xpf "$(base)"; tar -C "$tmp" --numeric-owner -xpf "$PYTHON_LAYER"
+        cp -a "$root/opt" "$tmp/"
+        inside "$tmp" env -u PYTHONDONTWRITEBYTECODE python3 -m compileall -q --invalidation-mode unchecked-hash /opt >/dev/null
+        rm -rf "$root/opt"; mv "$tmp/opt" "$root/opt"; rm -rf --one-file-system "$tmp"
+    fi
+}
+
+code() { # code TAR PACKAGE...: packages of the workspace and their commands
+    local tmp out=$1; shift
+    tmp=$(mktemp -d "$CACHE/new.XXXXXX")
+    python3 "$HERE/collect.py" "$tmp/opt/signalbox" "$@"
+    finish "$tmp" "$out"
+}
+
+finish() { # finish FOLDER TAR
+    compiled "$1"
+    find "$1" -exec touch -h -d @1767225600 {} +
+    chown -R 0:0 "$1"
+    pack "$1" "$2" opt
+    rm -rf --one-file-system "$1"
+}
+
+archive() { # archive IMAGE [OPTION...] of oci.py
+    local image=$1; shift
+    python3 "$HERE/oci.py" archive "$(reference "$image")" "$OUT/$image.tar" --user $APP:$APP "$@"
+    log "$OUT/$image.tar: $(($(stat -c %s "$OUT/$image.tar") / 1048576)) MiB"
+}
+
+from_debian() {
+    [ "$(id -u)" = 0 ] || fail "without docker, podman or buildah this needs root"
+    command -v debootstrap >/dev/null || { apt-get update -qq && apt-get install -y -qq debootstrap >/dev/null; } || fail "needs the Debian package debootstrap"
+    mkdir -p "$CACHE"
+    exec 9>"$CACHE/lock"; flock 9
+    SUITE=$(suite)
+    case $SUITE in bookworm) PYTHON=3.11 POSTGRESQL=15 ;; trixie) PYTHON=3.13 POSTGRESQL=17 ;; *) fail "knows Debian 12 and 13, not $SUITE" ;; esac
+    local python_env=(--env PATH=/opt/signalbox/bin:/usr/local/bin:/usr/bin:/bin --env PYTHONPATH=/opt/signalbox/rooms:/opt/signalbox/lib
+                      --env PYTHONDONTWRITEBYTECODE=1 --env PYTHONUNBUFFERED=1 --env SIGNALBOX_ADDR=env:)
+    local tmp=$CACHE/code; mkdir -p "$tmp"
+    tool pip --version >/dev/null
+    BASE=$(base)
+    PYTHON_LAYER=$(packages python python3)
+    DEPENDENCIES=$(dependencies)
+    code "$tmp/rooms.tar" "$ROOT"/{proto,libs/*,services/*,cli} $([ ! -f "$ROOT/operator/pyproject.toml" ] || echo "$ROOT/operator")
+    code "$tmp/simulator.tar" "$ROOT/tests/simulator"
+    archive signalbox --layer "$BASE" --layer "$PYTHON_LAYER" --layer "$DEPENDENCIES" --layer "$tmp/rooms.tar" \
+        "${python_env[@]}" --sbom "$TAG" -- signalbox --help
+    archive signalbox-simulator --layer "$BASE" --layer "$PYTHON_LAYER" --layer "$DEPENDENCIES" --layer "$tmp/simulator.tar" \
+        "${python_env[@]}" --sbom "$TAG" -- signalbox-simulator --host 0.0.0.0 --port 8000
+    archive signalbox-redis --layer "$BASE" --layer "$(packages redis redis-server redis-tools)" --sbom "$TAG" -- redis-server
+    archive signalbox-postgresql --layer "$BASE" --layer "$(packages postgresql "postgresql-$POSTGRESQL")" --sbom "$TAG" \
+        --env "PATH=/usr/lib/postgresql/$POSTGRESQL/bin:/usr/local/bin:/usr/bin:/bin" --stop-signal SIGINT -- postgres
+}
+
+BY=$(builder)
+case $BY in
+    docker | podman | buildah) with_containers "$BY" ;;
+    debian) from_debian ;;
+    *) fail "BUILDER=$BY is none of docker, podman, buildah, debian" ;;
+esac

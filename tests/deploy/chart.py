@@ -1,0 +1,67 @@
+"""Renders the chart with helm, for the tests here; says what is missing where there is no helm."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+CHART = ROOT / "deploy/helm/signalbox"
+ROOMS = ("gateway", "scheduler", "token-refresher", "usage", "operator")
+
+Object = dict[str, Any]
+
+
+def helm() -> str:
+    """The helm program: SIGNALBOX_HELM or the one on PATH."""
+    found = os.environ.get("SIGNALBOX_HELM") or shutil.which("helm")
+    if not found:
+        pytest.skip("needs helm on PATH (or in SIGNALBOX_HELM)")
+    return found
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([helm(), *arguments], capture_output=True, text=True, check=False)
+
+
+def template(*values: str, release: str = "signalbox", namespace: str = "relay", apis: tuple[str, ...] = ()) -> list[Object]:
+    """The objects that these `--set` values render to, hooks included."""
+    sets = [part for value in values for part in ("--set-json" if "=[" in value or "={" in value else "--set", value)]
+    ran = run("template", release, str(CHART), "--namespace", namespace, *sets, *(f"--api-versions={a}" for a in apis))
+    assert ran.returncode == 0, ran.stderr
+    return [o for o in yaml.safe_load_all(ran.stdout) if o]
+
+
+def refusal(*values: str, release: str = "signalbox") -> str:
+    """What helm says to values that it must refuse."""
+    sets = [part for value in values for part in ("--set-json" if "=[" in value or "={" in value else "--set", value)]
+    ran = run("template", release, str(CHART), *sets)
+    assert ran.returncode != 0
+    return ran.stderr
+
+
+def one(objects: list[Object], kind: str, name: str) -> Object:
+    """The only object of this kind and name."""
+    [found] = [o for o in objects if o["kind"] == kind and o["metadata"]["name"] == name]
+    return found
+
+
+def pods(objects: list[Object]) -> dict[str, Object]:
+    """Pod specs of everything that makes pods, by name."""
+    found = {}
+    for o in objects:
+        if o["kind"] in ("Deployment", "StatefulSet", "Job"):
+            found[o["metadata"]["name"]] = o["spec"]["template"]["spec"]
+        elif o["kind"] == "Pod":
+            found[o["metadata"]["name"]] = o["spec"]
+    return found
+
+
+def variables(pod: Object) -> dict[str, Any]:
+    """The environment of a pod's only container."""
+    [container] = pod["containers"]
+    return {v["name"]: v.get("value", v.get("valueFrom")) for v in container.get("env", ())}
