@@ -68,8 +68,9 @@ docs: setup ## generate the reference pages of docs/, and what the chart and the
 	@$(BIN)/python scripts/gen_image_lock.py
 
 .PHONY: crds
-crds: setup ## generate the CustomResourceDefinitions in deploy/crds
+crds: setup ## generate the CustomResourceDefinitions in deploy/crds, and the chart's copy
 	@$(BIN)/python scripts/gen_crds.py
+	@$(BIN)/python scripts/gen_chart.py
 
 .PHONY: lock
 lock: setup ## pin the dependencies anew, with hashes

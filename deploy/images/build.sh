@@ -199,7 +199,7 @@ from_debian() {
     BASE=$(base)
     PYTHON_LAYER=$(packages python python3)
     DEPENDENCIES=$(dependencies)
-    code "$tmp/rooms.tar" "$ROOT"/{proto,libs/*,services/*,cli} $([ ! -f "$ROOT/operator/pyproject.toml" ] || echo "$ROOT/operator")
+    code "$tmp/rooms.tar" "$ROOT"/{proto,libs/*,services/*,operator,cli}
     code "$tmp/simulator.tar" "$ROOT/tests/simulator"
     archive signalbox --layer "$BASE" --layer "$PYTHON_LAYER" --layer "$DEPENDENCIES" --layer "$tmp/rooms.tar" \
         "${python_env[@]}" --sbom "$TAG" -- signalbox --help
