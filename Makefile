@@ -8,6 +8,8 @@ DATA ?= data
 PORT ?= 8080
 FORMAT ?=
 OUT ?= build/images
+SEED ?= 1
+SECONDS ?= 60
 # Tests that are slow as whole files are not even read: importing the SDKs takes seconds.
 SLOW_FILES := --ignore tests/e2e --ignore tests/k8s --ignore tests/simulator/tests/test_simulator_sdk.py
 # Some environments forbid it; then every process compiles what it imports, and every test file is rewritten anew.
@@ -85,6 +87,10 @@ images: ## OCI archives of the chart's images, with docker, podman, buildah or n
 bench: setup ## CPU per request, latency and memory beside a peer (needs a C compiler); ARGS="--only closed --seconds 5"
 	@$(MAKE) -s -C bench
 	@exec $(BIN)/python bench/measure.py $(ARGS)
+
+.PHONY: chaos
+chaos: setup ## break everything under load, then compare: SEED=1[,2,…] SECONDS=60
+	@exec $(BIN)/python -m tests.chaos --seed $(SEED) --seconds $(SECONDS)
 
 .PHONY: clean
 clean: ## remove what set-up, tests and benchmarks made

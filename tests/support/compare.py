@@ -36,9 +36,10 @@ UNSENT = {"upstream_error", "orphaned", "client_gone", "timeout"}
 
 @dataclass
 class Findings:
-    """What does not agree, and how much was compared."""
+    """What does not agree, and how much was compared. `lies` are those problems that a caller was told."""
 
     problems: list[str] = field(default_factory=list)
+    lies: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
 
     def note(self, problem: str, *rows: object) -> None:
@@ -208,6 +209,7 @@ def _compare_caller(found: Findings, caller: Seen, truth: list[Row], rows: list[
     sent = next((t for t in truth if t["request_id"] == caller.upstream_request_id), None)
     if sent is None or sent["sent_sha256"] != hashlib.sha256(caller.body).hexdigest():
         found.note("not byte for byte what the provider sent", caller, _truth(sent) if sent else "")
+        found.lies.append(found.problems[-1])
 
 
 # ---------------------------------------------------------------------------------------------- a whole instance

@@ -18,6 +18,8 @@ from typing import Any
 
 import httpx2
 
+MESSAGES = "/v1/messages"
+COUNT_TOKENS = "/v1/messages/count_tokens"
 MODEL = "claude-sonnet-5-5"
 MODELS = ("claude-sonnet-5-5", "claude-opus-5-5", "claude-haiku-4-5")
 _NUMBERS = counting(random.SystemRandom().randrange(1_000_000))
@@ -116,10 +118,13 @@ def error_code_of(body: bytes) -> str:
 
 
 async def ask(
-    http: httpx2.AsyncClient, key: str, body: dict[str, Any], *, hang_up_after_bytes: int | None = None,
-    hang_up_after_s: float | None = None,
+    http: httpx2.AsyncClient, key: str, body: dict[str, Any], *, path: str = MESSAGES,
+    hang_up_after_bytes: int | None = None, hang_up_after_s: float | None = None, pause_s: float = 0.0,
 ) -> Seen:
-    """Make one request and read it to its end, or hang up after so many bytes of the answer or so many seconds."""
+    """Make one request and read it to its end, or hang up after so many bytes of the answer or so many seconds.
+
+    `pause_s`: how long to wait before each further piece of the answer is read.
+    """
     seen = Seen(model=body["model"], streamed=bool(body.get("stream")), began_s=time.monotonic())
     seen.troubled = _asks_for_trouble(body)
     headers = {"x-api-key": key, "anthropic-version": "2023-06-01"}
@@ -127,7 +132,7 @@ async def ask(
     try:
         async with (
             asyncio.timeout(hang_up_after_s),
-            http.stream("POST", "/v1/messages", json=body, headers=headers) as response,
+            http.stream("POST", path, json=body, headers=headers) as response,
         ):
             seen.status = response.status_code
             seen.request_id = response.headers.get("x-signalbox-request-id", "")
@@ -139,6 +144,8 @@ async def ask(
                 if hang_up_after_bytes is not None and sum(map(len, chunks)) >= hang_up_after_bytes:
                     seen.hung_up = True
                     break
+                if pause_s:
+                    await asyncio.sleep(pause_s)
     except TimeoutError:
         seen.hung_up = True
     except httpx2.HTTPError as e:
@@ -148,7 +155,7 @@ async def ask(
     if seen.failed or seen.hung_up:
         return seen
     seen.error_code = error_code_of(seen.body)
-    end = b'"type":"message_stop"' if seen.streamed else b'"usage"'
+    end = b'"type":"message_stop"' if seen.streamed else b'"usage"' if path == MESSAGES else b'"input_tokens"'
     seen.whole = seen.status == 200 and end in seen.body.replace(b'": ', b'":') and not seen.error_code
     return seen
 
@@ -197,9 +204,9 @@ class Load:
         self._thread.join(10)
         self._loop.close()
 
-    def ask(self, body: dict[str, Any], *, key: str | None = None, **hang_up: float) -> Future[Seen]:
+    def ask(self, body: dict[str, Any], *, key: str | None = None, **options: Any) -> Future[Seen]:
         """Begin one request (see the function `ask`); it is in `seen` as well once it has ended."""
-        return asyncio.run_coroutine_threadsafe(self._ask(body, key=key, **hang_up), self._loop)
+        return asyncio.run_coroutine_threadsafe(self._ask(body, key=key, **options), self._loop)
 
     def hold(self, streams: int, *, for_s: float) -> list[Future[Seen]]:
         """Begin healthy streams that last about `for_s` seconds."""
@@ -209,8 +216,8 @@ class Load:
 
     # ------------------------------------------------------------------ in the thread
 
-    async def _ask(self, body: dict[str, Any], *, key: str | None = None, **hang_up: Any) -> Seen:
-        seen = await ask(self._http, key or self._key, body, **hang_up)
+    async def _ask(self, body: dict[str, Any], *, key: str | None = None, **options: Any) -> Seen:
+        seen = await ask(self._http, key or self._key, body, **options)
         self.seen.append(seen)
         return seen
 

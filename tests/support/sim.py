@@ -86,6 +86,10 @@ class Simulator:
         """Make the provider (or one account) well again."""
         self.call("DELETE", "script", **({"account": account} if account else {}))
 
+    def cut_connections(self) -> int:
+        """Reset every connection and return how many there were."""
+        return int(self.call("DELETE", "connections")["connections"])
+
     def default(self, behaviour: dict[str, Any]) -> None:
         """Set what every request meets, under whatever is scripted."""
         self.call("PUT", "default", behaviour)

@@ -14,7 +14,7 @@ from typing import Any
 from tests.support import compare
 from tests.support.caller import eventually
 from tests.support.instance import Instance, account, pool, relay_key
-from tests.support.load import Load, Seen, message, model_of_its_own
+from tests.support.load import MESSAGES, MODEL, Load, Seen, message, model_of_its_own
 from tests.support.sim import Simulator
 
 # Short, so that silence is soon too long, and long enough for a machine that is busy with other tests.
@@ -27,23 +27,20 @@ LEDGER_LIMIT_S = 15.0
 
 @dataclass(frozen=True)
 class Layout:
-    """What a stand is made of: an account a letter, and the pool's other fields."""
+    """What a stand is made of: an account a letter, and what their documents and the pool's say beside the usual."""
 
     accounts: str = "ab"
-    max_attempts: int = 3
-    max_wait: str = BRIEFLY
-    affinity: str = "None"
     account_spec: dict[str, dict[str, Any]] = field(default_factory=dict)
+    pool_spec: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class Stand:
-    """One pool with its key. `seen` are its requests, in the order in which they were begun."""
+    """One pool with its key."""
 
     name: str
     layout: Layout
     stands: "Stands"
-    seen: list[Seen] = field(default_factory=list)
 
     @property
     def key(self) -> str:
@@ -62,20 +59,27 @@ class Stand:
         """Make an account well again."""
         self.stands.sim.clear_script(self.account(letter))
 
-    def begin(self, load: Load, prompt: str = "Hello", *, stream: bool = False, **fields: Any) -> Future[Seen]:
-        """Begin a request and return its future."""
-        body = message(prompt, stream=stream, model=fields.pop("model", None) or model_of_its_own(), **fields)
-        return load.ask(body, key=self.key)
+    def begin(
+        self, load: Load, prompt: str = "Hello", *, stream: bool = False, base: str = MODEL, path: str = MESSAGES, **fields: Any,
+    ) -> Future[Seen]:
+        """Begin a request for a model like `base` and return its future."""
+        return load.ask(message(prompt, stream=stream, model=model_of_its_own(base), **fields), key=self.key, path=path)
 
-    def ask(self, load: Load, prompt: str = "Hello", *, stream: bool = False, **fields: Any) -> Seen:
+    def ask(self, load: Load, prompt: str = "Hello", **fields: Any) -> Seen:
         """Make a request and return what was seen of it."""
-        seen = self.begin(load, prompt, stream=stream, **fields).result(60)
-        self.seen.append(seen)
-        return seen
+        return self.begin(load, prompt, **fields).result(60)
 
-    def sends(self, truth: Sequence[compare.Row], letter: str) -> list[compare.Row]:
-        """Return what the provider received for one of the accounts."""
-        return [row for row in truth if row["account"] == self.account(letter)]
+    def received(self, letter: str, *, after_s: float = 0.0) -> list[compare.Row]:
+        """Return what the provider received for one of the accounts, after a Unix time."""
+        rows = self.stands.sim.truth(path=None, account=self.account(letter))
+        return [row for row in rows if row["received_at"] > after_s]
+
+    def server(self, seen: Seen) -> str:
+        """Return the letter of the account whose answer a caller got, an empty string where none did."""
+        for letter in self.layout.accounts:
+            if any(row["request_id"] == seen.upstream_request_id for row in self.received(letter)):
+                return letter
+        return ""
 
 
 class Stands:
@@ -101,18 +105,15 @@ class Stands:
         layout = stand.layout
         made = []
         for priority, letter in enumerate(layout.accounts):
-            own = account(stand.account(letter), self.sim.url, priority=priority, **layout.account_spec.get("*", {}))
+            own = account(stand.account(letter), self.sim.url, priority=priority)
             own["spec"] |= layout.account_spec.get(letter, {})
             own["spec"]["credential"] = {"apiKey": {"secretRef": {"name": "accounts", "key": stand.account(letter)}}}
             made.append(own)
         members = [stand.account(letter) for letter in layout.accounts]
         key = relay_key(stand.name, pools=[stand.name])
         key["spec"]["secretRef"] = {"name": "keys", "key": stand.name}
-        made += [key, pool(
-            stand.name, members, timeouts=TIMEOUTS, failover={"maxAttempts": layout.max_attempts},
-            queue={"maxWait": layout.max_wait}, affinity={"mode": layout.affinity},
-        )]
-        return made
+        usual: dict[str, Any] = {"timeouts": TIMEOUTS, "queue": {"maxWait": BRIEFLY}, "affinity": {"mode": "None"}}
+        return [*made, key, pool(stand.name, members, **usual | layout.pool_spec)]
 
     def __enter__(self) -> "Stands":
         try:

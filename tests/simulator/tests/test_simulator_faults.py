@@ -411,3 +411,14 @@ def test_malformed_request_gets_a_400(sim):
     with Raw(sim.url) as raw:
         raw.sock.sendall(b"NOT HTTP AT ALL\r\n\r\n")
         assert raw.read().status == 400
+
+
+def test_all_connections_are_cut_at_once(sim: Simulator) -> None:
+    sim.default({"drop": "silence"})
+    with Raw(sim.url) as first, Raw(sim.url) as second:
+        for raw in (first, second):
+            raw.send(body())
+        while sim.summary()["in_flight"] < 2:
+            time.sleep(0.01)
+        assert sim.cut_connections() >= 2
+    assert [r["outcome"] for r in sim.wait_quiet()] == ["cut", "cut"]

@@ -25,6 +25,9 @@ async def handle(provider: "Provider", exchange: Exchange) -> None:
     if (request.method, name) == ("GET", "truth"):
         await _send_truth(provider, exchange)
         return
+    if (request.method, name) == ("DELETE", "connections"):
+        await exchange.respond(200, JSON_HEADERS, dumps(_cut_connections(provider, exchange)))
+        return
     action = ACTIONS.get((request.method, name))
     if action is None:
         await exchange.respond(404, JSON_HEADERS, dumps({"error": f"{request.method} {request.path}: no such call"}))
@@ -95,6 +98,14 @@ def _set_default(provider: "Provider", document: Any, _: dict[str, str]) -> Any:
 def _clear_truth(provider: "Provider", _: Any, __: dict[str, str]) -> Any:
     provider.truth.clear()
     return {"next": provider.truth.next_seq}
+
+
+def _cut_connections(provider: "Provider", exchange: Exchange) -> dict[str, int]:
+    """Reset every connection but the one that asks."""
+    others = [c for c in provider.connections if c is not exchange.connection]
+    for connection in others:
+        connection.cut()
+    return {"connections": len(others)}
 
 
 def _configure_tokens(provider: "Provider", document: Any, _: dict[str, str]) -> Any:

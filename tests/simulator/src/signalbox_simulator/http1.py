@@ -156,10 +156,7 @@ class Exchange:
         """Let what was written arrive, then end the connection with an RST."""
         await asyncio.sleep(DELIVERY_S)
         self.keep_alive = False
-        sock = cast(socket.socket | None, self.connection.transport.get_extra_info("socket"))
-        if sock is not None:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
-        self.connection.transport.abort()
+        self.connection.reset()
 
     def close(self) -> None:
         """End the connection with a FIN after what was written."""
@@ -188,6 +185,7 @@ class Connection(asyncio.Protocol):
         self.connected_at = 0.0
         self.received_bytes = 0
         self.deaf = False
+        self.was_cut = False
         self.writable = asyncio.Event()
         self._parser = httptools.HttpRequestParser(self)
         self._waiting: deque[Exchange] = deque()
@@ -250,6 +248,18 @@ class Connection(asyncio.Protocol):
             self.transport.resume_reading()
         else:
             self.transport.pause_reading()
+
+    def reset(self) -> None:
+        """End the connection with an RST, whatever goes on."""
+        sock = cast(socket.socket | None, self.transport.get_extra_info("socket"))
+        if sock is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
+        self.transport.abort()
+
+    def cut(self) -> None:
+        """Reset the connection as if the network had: what it carried counts as cut, not as given up by its client."""
+        self.was_cut = True
+        self.reset()
 
     # ------------------------------------------------------------------ parser
 

@@ -105,7 +105,7 @@ class Provider:
         """Close the row of a request that was never handled: its client left, or the script made us deaf to it."""
         call = self._open.pop(exchange, None)
         if call is not None:
-            self._close(call, "swallowed" if exchange.gone_at is None else "client_gone")
+            self._close(call, "swallowed" if exchange.gone_at is None else _left(exchange))
 
     async def handle(self, exchange: Exchange) -> None:
         """Answer a request, as the script wants it."""
@@ -118,9 +118,9 @@ class Provider:
             outcome = await self._serve(call)
         except ClientGoneError:
             exchange.gone_at = exchange.gone_at or time.time()
-            outcome = "client_gone"
+            outcome = _left(exchange)
         except asyncio.CancelledError:
-            outcome = "client_gone" if exchange.gone_at is not None else "stopped"
+            outcome = _left(exchange) if exchange.gone_at is not None else "stopped"
             raise
         finally:
             self._close(call, outcome)
@@ -290,6 +290,11 @@ class Provider:
             return await self.answer(call, body, status=b.status, headers=headers)
         return await self.error(call, ApiError(b.status, b.message, error_type=b.error_type, error_code=b.error_code,
                                                details=b.details, headers=headers))
+
+
+def _left(exchange: Exchange) -> str:
+    """Return how a call ended whose connection is gone."""
+    return play.CUT if exchange.connection.was_cut else "client_gone"
 
 
 def _credential(named: dict[str, str]) -> tuple[str, str]:
