@@ -190,6 +190,15 @@ async def test_the_last_5xx_reaches_the_caller_byte_for_byte(gate, wire):
     assert reply.headers["x-signalbox-attempts"] == "2"
 
 
+@pytest.mark.parametrize("fault", [error(529, "overloaded_error"), error(429, "rate_limit_error"), reset, error(402, "billing_error")])
+async def test_when_nobody_can_say_who_else_could_serve_the_caller_is_told_so(gate, wire, fault):
+    gate.scheduler.retry_denial = Denial(error_code="scheduler_unavailable", message="later", retry_after_ms=1000)
+    provider = await gate.provider()
+    provider.standing = fault
+    reply = await gate.client.post(wire.BODY)
+    assert (reply.status, reply.error_code, reply.headers["retry-after"]) == (503, "scheduler_unavailable", "1")
+
+
 async def test_all_sends_count_against_the_pools_attempts(gate, wire):
     first, second, third = [await gate.provider() for _ in range(3)]
     for provider in (first, second, third):

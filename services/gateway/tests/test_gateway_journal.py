@@ -125,14 +125,14 @@ async def test_what_does_not_fit_in_memory_is_read_back_from_disk(
     await until(lambda: len(list(delivery.journal.directory.glob("*.journal"))) == 1)
 
 
-async def test_the_journal_of_a_killed_gateway_is_adopted(delivery: JournalDelivery, ledger: Ledger) -> None:
-    dead = delivery.journal.directory.parent
+def leave_journal(directory: Path) -> None:
+    """Write the journal of a gateway that is killed then: one attempt that ended, one that was under way."""
     program = f"""
 import os, signal
 from pathlib import Path
 from signalbox.gateway.adapters.journal import FileJournal
 from signalbox.v1.usage_pb2 import AttemptEvent
-j = FileJournal(Path({str(dead)!r}), "gw-dead", lambda: None)
+j = FileJournal(Path({str(directory)!r}), "gw-dead", lambda: None)
 done, cut = AttemptEvent(request_id="done", attempt=1), AttemptEvent(request_id="cut", attempt=1, sent=True)
 j.begin(done); j.begin(cut)
 j.end(done, AttemptEvent(request_id="done", attempt=1, outcome=1))
@@ -140,11 +140,29 @@ j.note(cut, AttemptEvent(request_id="cut", attempt=1, served_model="m"))
 os.kill(os.getpid(), signal.SIGKILL)
 """
     subprocess.run([sys.executable, "-c", program], check=False)
+
+
+async def test_the_journal_of_a_killed_gateway_is_adopted(delivery: JournalDelivery, ledger: Ledger) -> None:
+    dead = delivery.journal.directory.parent
+    leave_journal(dead)
     await until(lambda: len(ledger.rows) == 2)
     assert ledger.rows["done", 1].outcome == common_pb2.OUTCOME_OK
     assert ledger.rows["cut", 1].outcome == common_pb2.OUTCOME_UNSPECIFIED
     assert (ledger.rows["cut", 1].served_model, ledger.rows["cut", 1].sent) == ("m", True)
     await until(lambda: not (dead / "gw-dead").exists())
+
+
+async def test_whoever_asks_for_the_journal_gets_those_of_the_dead_as_well(
+    delivery: JournalDelivery, ledger: Ledger, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(journal_delivery, "ADOPT_EVERY_S", 60)
+    await asyncio.sleep(0.1)    # it looks no more by itself
+    leave_journal(delivery.journal.directory.parent)
+    assert await delivery.hand_over(5)
+    assert set(ledger.rows) == {("done", 1), ("cut", 1)}
+    ledger.away = True
+    leave_journal(delivery.journal.directory.parent)
+    assert not await delivery.hand_over(0.3)
 
 
 async def test_a_full_disk_refuses_the_intent_and_leaves_the_file_whole(delivery: JournalDelivery) -> None:

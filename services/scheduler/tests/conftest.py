@@ -94,6 +94,7 @@ class Ledger(UsageServicer):
         self.events: list[up.AttemptEvent] = []
         self.facts: dict[tuple[int, str, str], up.Fact] = {}
         self.counters: list[up.CounterBucket] = []
+        self.rows: list[up.LedgerRow] = []
         self.queries = 0
 
     async def Ingest(self, request_iterator: Any, context: Any) -> AsyncIterator[up.IngestAck]:
@@ -102,6 +103,8 @@ class Ledger(UsageServicer):
             yield up.IngestAck(batch=batch.batch)
 
     async def Query(self, request: up.QueryRequest, context: Any) -> up.QueryResponse:
+        if request.HasField("explain"):
+            return up.QueryResponse(rows=[r for r in self.rows if r.request_id == request.explain.request_id])
         self.queries += 1
         return up.QueryResponse(counters=self.counters, facts=self.facts.values())
 
@@ -188,13 +191,14 @@ class Schedulers:
         }
         return SchedulerSettings(**values)
 
-    async def add(self, **extra: Any) -> Any:
-        """Start one more scheduler in this process; return a stub for it once it admits."""
+    async def add(self, *, opens: bool = True, **extra: Any) -> Any:
+        """Start one more scheduler in this process; return a stub for it once it admits, or at once."""
         settings = self.settings(**extra)
         room = Room(settings, CollectorRegistry())
         await room.start()
         self.rooms.append(room)
-        await asyncio.wait_for(room.gate.wait_open(), 15)
+        if opens:
+            await asyncio.wait_for(room.gate.wait_open(), 15)
         channel = rpc.connect(settings, settings.listen)
         self.channels.append(channel)
         self.stubs.append(SchedulerStub(channel))

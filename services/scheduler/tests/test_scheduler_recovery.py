@@ -79,6 +79,14 @@ async def looked(stub, make) -> pb.InspectResponse:
     return await stub.Inspect(pb.InspectRequest(key_hash=make.digest("ada"), with_limits=True), timeout=5)
 
 
+async def until_free(stub, make, limit_s: float = 5.0) -> pb.InspectResponse:
+    """Return the key's state once nothing of it runs any more."""
+    async with asyncio.timeout(limit_s):
+        while (state := await looked(stub, make)).in_flight:
+            await asyncio.sleep(0.05)
+    return state
+
+
 async def until_open(stub, make, limit_s: float = 15.0) -> pb.AdmitResponse:
     """Return the first answer that is not scheduler_unavailable."""
     end = time.monotonic() + limit_s
@@ -134,6 +142,20 @@ async def test_the_documents_are_put_again_by_whoever_knows_them(stage, make):
     assert (await until_open(stub, make)).HasField("grant")
     listed = await stub.ListObjects(pb.ListObjectsRequest(), timeout=5)
     assert len(listed.objects) == 4
+
+
+async def test_admission_waits_for_documents_that_nobody_knows_any_more(stage, make):
+    """Redis was flushed while no scheduler ran: until somebody puts the documents again, no key is called invalid."""
+    stage.ledger.counters = [bucket(requests=3)]
+    stub = await stage.add(opens=False)
+    for _ in range(5):
+        assert (await stub.Admit(make.ask("ada"), timeout=5)).denial.error_code == "scheduler_unavailable"
+        await asyncio.sleep(0.2)
+    await stage.put(
+        make.account("a"), make.pool("default", "a"), make.key("ada", limits=[make.limit("Day", requests=3)]),
+    )
+    answer = await until_open(stub, make)
+    assert answer.denial.error_code == "key_limit_requests", "its counters were rebuilt"
 
 
 async def test_open_attempts_count_again_after_a_flush(stage, make):
@@ -275,7 +297,7 @@ async def test_a_lease_that_nobody_renews_becomes_an_orphan(stage, make):
         "default/ada", "ada@example.com", grant.account_id, "ClaudeCode", True,
     )
     assert event.admitted_at_ms == grant.admitted_at_ms
-    state = await looked(stub, make)
+    state = await until_free(stub, make)
     assert (state.in_flight, state.limits[0].requests.used, state.limits[0].tokens.used) == (0, 1, 52)
     await eventually(lambda: stage.redis.cli("HLEN", "sb:orphans") == "0")
     # The gateway was only slow: what it says is believed, once.
@@ -285,6 +307,20 @@ async def test_a_lease_that_nobody_renews_becomes_an_orphan(stage, make):
     assert (state.in_flight, state.limits[0].tokens.used) == (0, 70)
     answer = await stub.Heartbeat(pb.HeartbeatRequest(leases=[beat]), timeout=5)
     assert answer.lost == [grant.lease_id]
+
+
+async def test_an_orphan_is_charged_as_the_ledger_bills_it(stage, make):
+    """The dead gateway's journal told the ledger more than its last heartbeat told the scheduler."""
+    stub = await serving(stage, make, limits=[make.limit("Day", tokens=1000, costUSD="1")])
+    request = make.ask("ada", stream=True)
+    grant = (await stub.Admit(request, timeout=5)).grant
+    stage.ledger.rows = [up.LedgerRow(
+        request_id=request.request_id, attempt=1, usage=TokenUsage(input_tokens=40, output_tokens=7), cost_nano_usd=190_000,
+    )]
+    expire(stage, grant.lease_id)
+    state = (await until_free(stub, make)).limits[0]
+    assert (state.tokens.used, state.tokens.reserved, state.cost_nano_usd.used) == (47, 0, 190_000)
+    assert [e.outcome for e in stage.ledger.events] == [OUTCOME_ORPHANED]
 
 
 async def test_a_renewed_lease_is_not_reaped(stage, make):

@@ -120,7 +120,7 @@ class Gateway:
             await channel.close()
 
     async def _deliver_journal(self) -> bool:
-        return await self.delivery.drain(FOLLOW_UP_S)
+        return await self.delivery.hand_over(FOLLOW_UP_S)
 
     async def _watch_readiness(self) -> None:
         while True:

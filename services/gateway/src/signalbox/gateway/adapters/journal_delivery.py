@@ -66,6 +66,7 @@ class JournalDelivery:
         self._tasks: list[asyncio.Task[None]] = []
         self._urgent = False
         self._busy = asyncio.Lock()
+        self._adopting = asyncio.Lock()
         self.journal = FileJournal(directory, instance, self.wake)
 
     def start(self) -> None:
@@ -90,6 +91,19 @@ class JournalDelivery:
         finally:
             self._urgent = False
         return True
+
+    async def hand_over(self, limit_s: float) -> bool:
+        """Deliver all that is journalled, journals of the dead first; return whether that worked in `limit_s` seconds.
+
+        Whoever asks takes the ledger's answer for complete afterwards.
+        """
+        end_s = asyncio.get_running_loop().time() + limit_s
+        try:
+            async with asyncio.timeout_at(end_s):
+                await self._adopt_all()
+        except TimeoutError:
+            return False
+        return await self.drain(end_s - asyncio.get_running_loop().time())
 
     async def close(self, limit_s: float) -> None:
         """Deliver what is there, stop, close the journal. What could not be delivered stays on disk."""
@@ -148,10 +162,14 @@ class JournalDelivery:
 
     async def _adopt(self) -> None:
         while True:
+            await self._adopt_all()
+            await asyncio.sleep(ADOPT_EVERY_S)
+
+    async def _adopt_all(self) -> None:
+        async with self._adopting:
             with contextlib.suppress(OSError):
                 while (found := adopt(self._directory, self.journal.directory)) is not None:
                     await self._deliver_adopted(*found)
-            await asyncio.sleep(ADOPT_EVERY_S)
 
     async def _deliver_adopted(self, lock: DirectoryLock, directory: Path) -> None:
         try:

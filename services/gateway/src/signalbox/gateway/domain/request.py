@@ -79,6 +79,8 @@ class Course:
 
     def last_word(self, ending: Ending, denial: AdmitResponse | None) -> Verbatim | Refusal:
         """Return what the caller is told when `ending` was the last attempt; `denial` is why there is no other."""
+        if denial is not None and denial.denial.error_code == "scheduler_unavailable":
+            return from_answer(denial)  # nobody knows whether another account could have served
         if ending.trouble in (Trouble.PROVIDER, Trouble.CREDENTIAL):
             return self._last_word_on_error(ending, denial)
         if ending.trouble in (Trouble.OVERFLOW, Trouble.STOPPING):

@@ -1,18 +1,22 @@
-"""Reaps leases that no gateway renews: settles them with their last heartbeat and gives the ledger an orphan row.
+"""Reaps leases that no gateway renews: gives the ledger an orphan row and charges what the ledger makes of it.
 
-The row stays in Redis until the ledger has committed it. A gateway that comes back later is believed instead.
+The ledger knows more than the last heartbeat where the dead gateway's journal was found. While it does not answer,
+leases wait, then are settled with their last heartbeat; the row stays in Redis until the ledger has committed it.
+A gateway that comes back later is believed instead.
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any
 
 from signalbox.core import logs
 from signalbox.core.errors import Unavailable
 from signalbox.scheduler.adapters.gate import Gate
-from signalbox.scheduler.adapters.store import LostState, Store, pairs
+from signalbox.scheduler.adapters.store import LostState, Operation, Store, pairs
 from signalbox.scheduler.adapters.usage import UsageClient
-from signalbox.scheduler.domain.settling import orphan
+from signalbox.scheduler.domain.operations import Reap
+from signalbox.scheduler.domain.settling import as_billed, orphan
 from signalbox.scheduler.domain.view import View
 from signalbox.v1.usage_pb2 import AttemptEvent
 
@@ -22,6 +26,7 @@ ORPHANS = "sb:orphans"
 FORMER = "sb:former"
 _PAGE = 200
 _FORMER_WAIT_MS = 45_000
+_LEDGER_WAIT_S = 15.0
 
 
 class Reaper:
@@ -36,6 +41,7 @@ class Reaper:
         self._gate = gate
         self._reap_s = reap_s
         self._reaped = reaped
+        self._unheard_s: float | None = None    # since when the ledger has not answered
 
     async def keep_reaping(self) -> None:
         """Reap for ever, while the gate is open."""
@@ -61,10 +67,10 @@ class Reaper:
             expired = await self._store.one({"op": "expired", "most": _PAGE})
             if expired and expired[0] == b"closed":
                 return reaped
-            operations = []
-            for lease, token, beat in expired:
-                operation, event = orphan(self._view, lease.decode(), token, beat, self._store.now_ms())
-                operations.append((operation, event.SerializeToString(), b""))
+            now_ms = self._store.now_ms()
+            operations = await self._reapings(
+                [orphan(self._view, lease.decode(), token, beat, now_ms) for lease, token, beat in expired],
+            )
             if operations:
                 answers = await self._store.run(operations)
                 done = sum(a[0] == b"reaped" for a in answers[1:])
@@ -73,6 +79,25 @@ class Reaper:
                 log.info("leases_reaped", count=done)
             if len(operations) < _PAGE:
                 return reaped
+
+    async def _reapings(self, orphans: list[tuple[Reap, AttemptEvent]]) -> list[Operation]:
+        """Put orphans into the ledger; return their reaping at what it bills, nothing while it may soon answer."""
+        if not orphans:
+            return []
+        try:
+            await self._usage.ingest([event for _, event in orphans])
+            operations: list[Operation] = []
+            for reap, event in orphans:
+                row = (await self._usage.attempts(event.request_id)).get(event.attempt)
+                operations.append((as_billed(reap, row) if row is not None else reap, b"", b""))
+        except Unavailable as e:
+            self._unheard_s = self._unheard_s or time.monotonic()
+            if time.monotonic() - self._unheard_s < _LEDGER_WAIT_S:
+                return []
+            log.warning("orphans_not_billed", count=len(orphans), why=str(e))
+            return [(reap, event.SerializeToString(), b"") for reap, event in orphans]
+        self._unheard_s = None
+        return operations
 
     async def deliver(self) -> None:
         """Give the ledger what it does not have yet. Raises Unavailable."""

@@ -28,6 +28,7 @@ _POLL_S = 0.1
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 1.0
 _SETTLE_DOWN_S = 1.0
+_DOCUMENTS_WAIT_S = 20.0
 _PAGE = 200
 # An attempt that ended this long before the ledger was asked is in its answer; a later one may be counted twice,
 # which errs on the side of the limit.
@@ -128,6 +129,7 @@ class Recovery:
         if former:
             await self._reaper.leave_former(former)
         await self._restore_registry()
+        await self._wait_for_documents(known)
         self._sessions.ask(epoch)
         if former or self._sessions.gateways or known.counters:
             await self._wait_for_journals(epoch)
@@ -141,6 +143,28 @@ class Recovery:
         if self._view.snapshot.version > version:
             await self._registry.republish()
         await self._registry.reload()
+
+    async def _wait_for_documents(self, known: QueryResponse) -> None:
+        """Wait until the keys that the ledger knows are in the registry, or until those who put them had time to.
+
+        Nobody may know them any more: Redis was flushed and this scheduler has just started. To admit now would tell
+        callers that their keys are invalid, and leave their counters out of what is rebuilt.
+        """
+        wanted = {bucket.key_id for bucket in known.counters} | {fact.key_id for fact in known.facts}
+        loop = asyncio.get_running_loop()
+        began_s = changed_s = loop.time()
+        version = -1
+        while not wanted <= self._view.snapshot.keys.keys():
+            await self._registry.refresh()
+            now_s = loop.time()
+            if self._view.snapshot.version != version:
+                version, changed_s = self._view.snapshot.version, now_s
+            since_s, limit_s = (changed_s, _SETTLE_DOWN_S) if version > 0 else (began_s, _DOCUMENTS_WAIT_S)
+            if now_s - since_s > limit_s:
+                log.warning("keys_without_documents", count=len(wanted - self._view.snapshot.keys.keys()))
+                return
+            await self._store.command("PEXPIRE", _LOCK, _LOCK_MS)
+            await asyncio.sleep(_POLL_S)
 
     async def _wait_for_journals(self, epoch: str) -> None:
         """Wait until every gateway that is known delivered its journal, or for the time that is set."""

@@ -11,8 +11,10 @@ from signalbox.core.errors import Unavailable
 from signalbox.v1.usage_pb2 import (
     AttemptEvent,
     CountersQuery,
+    ExplainQuery,
     Fact,
     IngestBatch,
+    LedgerRow,
     QueryRequest,
     QueryResponse,
     RememberRequest,
@@ -43,6 +45,14 @@ class UsageClient:
             return await self._stub.Query(query, timeout=_QUERY_S)
         except grpc.aio.AioRpcError as e:
             raise Unavailable("usage", e.details() or e.code().name) from e
+
+    async def attempts(self, request_id: str) -> dict[int, LedgerRow]:
+        """Return what the ledger holds of a request, by attempt. Raises Unavailable."""
+        try:
+            answer = await self._stub.Query(QueryRequest(explain=ExplainQuery(request_id=request_id)), timeout=_SHORT_S)
+        except grpc.aio.AioRpcError as e:
+            raise Unavailable("usage", e.details() or e.code().name) from e
+        return {row.attempt: row for row in answer.rows}
 
     def remember(self, facts: Sequence[Fact]) -> None:
         """Have facts kept for good; tried until it works."""

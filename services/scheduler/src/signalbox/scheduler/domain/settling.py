@@ -3,13 +3,15 @@
 import random
 from typing import Final
 
+import msgspec
+
 from signalbox.scheduler.domain.admission import COUNT_TOKENS
 from signalbox.scheduler.domain.operations import NEVER_MS, NO_EFFECT, Head, Reap, Settle, measures_amounts, read_token
 from signalbox.scheduler.domain.policies import model_class
 from signalbox.scheduler.domain.view import View
 from signalbox.v1.common_pb2 import OUTCOME_CLIENT_GONE, OUTCOME_OK, TokenUsage, Window
 from signalbox.v1.scheduler_pb2 import AccountEffect, AdmitRequest, LeaseBeat, SettleRequest
-from signalbox.v1.usage_pb2 import AttemptEvent
+from signalbox.v1.usage_pb2 import AttemptEvent, LedgerRow
 
 _KINDS: Final = {
     AccountEffect.NONE: "", AccountEffect.REST: "rest", AccountEffect.BENCH: "bench", AccountEffect.COOL: "cool",
@@ -84,6 +86,14 @@ def orphan(view: View, lease: str, token: bytes, last_beat: bytes, now_ms: int) 
         duration_ms=max(0, now_ms - head.admitted_ms),
     )
     return Reap(id=lease, tokens=taken + given, cost=cost, input=taken, output=given), event
+
+
+def as_billed(operation: Reap, row: LedgerRow) -> Reap:
+    """Charge what the ledger bills: a dead gateway's journal may have told it more than its heartbeats told here."""
+    taken, given = billed_tokens(row.usage)
+    return msgspec.structs.replace(
+        operation, tokens=taken + given, cost=row.cost_nano_usd, input=taken, output=given,
+    )
 
 
 def write_window(window: Window) -> str:

@@ -51,7 +51,7 @@ local function expired(q, now)
   return out
 end
 
--- Settles a lease that is still expired and keeps its event until the ledger has it.
+-- Settles a lease that is still expired; keeps its event until the ledger has it, '' where it does already.
 local function reap(q, event, now)
   local expires = tonumber(redis.call('ZSCORE', EXPIRY, q.id))
   if not expires or expires > now then
@@ -59,6 +59,8 @@ local function reap(q, event, now)
   end
   settle(q, '', now, false)
   bury(q)
-  redis.call('HSET', 'sb:orphans', q.id, event)
+  if event ~= '' then
+    redis.call('HSET', 'sb:orphans', q.id, event)
+  end
   return {'reaped'}
 end
