@@ -4,7 +4,6 @@ import asyncio
 
 from signalbox.core import logs, rpc
 from signalbox.core.clock import SystemClock
-from signalbox.core.settings import load
 from signalbox.core.telemetry import Readiness, TelemetryServer
 from signalbox.token_refresher.adapters.store import FileStore
 from signalbox.token_refresher.api.keeper import Keeper
@@ -20,9 +19,8 @@ SERVICE = token_refresher_pb2.DESCRIPTOR.services_by_name["TokenRefresher"].full
 NEED = "grants"
 
 
-async def main(stop: asyncio.Event) -> None:
+async def main(settings: TokenRefresherSettings, stop: asyncio.Event) -> None:
     """Serve until `stop` is set. Raises StartupError."""
-    settings = load(TokenRefresherSettings)
     logs.configure("token-refresher", settings.log_level, settings.log_format)
     log.info("starting", **settings.masked())
     clock = SystemClock()
