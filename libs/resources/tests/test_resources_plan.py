@@ -41,6 +41,7 @@ TEXT = "ada-has-had-this-key-for-long"
 def document(kind: str, name: str, spec: Mapping[str, Any], **metadata: Any) -> dict[str, Any]:
     meta = {"name": name, **metadata}
     return {"apiVersion": "signalbox.dev/v1alpha1", "kind": kind, "metadata": meta, "spec": dict(spec)}
+OAUTH = {"tokenURL": "https://a.example/t", "clientID": "c", "refreshTokenRef": {"name": "acme", "key": "api-key"}}
 
 
 def account(name: str = "acme", secret: str = "acme", *, labels: dict[str, str] | None = None, **spec: Any) -> Any:
@@ -255,6 +256,45 @@ def test_grant_holds_the_secret_and_its_version_follows_it() -> None:
     assert same.seed_versions() == one.seed_versions() != other.seed_versions()
 
 
+def test_an_oauth_grant_is_seeded_with_what_a_refresh_needs() -> None:
+    credential = {"oauth": {
+        **OAUTH, "refreshTokenRef": {"name": "acme", "key": "r"}, "clientSecretRef": {"name": "acme", "key": "s"},
+        "scopes": ["a", "b"], "headers": {"X-Tenant": "acme"}, "authorizationURL": "https://a.example/authorize",
+    }}
+    desired = planned(account(credential=credential), secret(r="refresh-1", s="client-1"))
+    (grant,) = desired.grants
+    assert grant.kind == "oauth"
+    assert grant.material == {"refreshToken": "refresh-1", "clientSecret": "client-1"}
+    assert grant.config == {
+        "baseURL": "https://api.anthropic.com", "tokenURL": "https://a.example/t", "clientID": "c", "scopes": "a b",
+        "headers": '{"X-Tenant":"acme"}', "authorizationURL": "https://a.example/authorize",
+    }
+    found = get(desired, "ClaudeAccount", "acme")
+    assert found.ready.status
+    assert "refresh-1" not in found.spec_json + repr(desired)
+
+
+def test_an_oauth_account_to_be_authorised_needs_no_refresh_token() -> None:
+    oauth = {name: value for name, value in OAUTH.items() if name != "refreshTokenRef"}
+    bare = planned(account(credential={"oauth": oauth}))
+    assert [str(p.path) for p in bare.problems] == ["spec.credential.oauth.refreshTokenRef"]
+    desired = planned(account(credential={"oauth": {**oauth, "authorizationURL": "https://a.example/authorize"}}))
+    assert desired.grants[0].material == {}
+
+
+@pytest.mark.parametrize(("spec", "token_url"), [
+    ({}, "https://api.anthropic.com/v1/oauth/token"),
+    ({"baseURL": "https://api.example/"}, "https://api.example/v1/oauth/token"),
+])
+def test_a_federated_grant_is_seeded_with_names_alone(spec: dict[str, Any], token_url: str) -> None:
+    federation = {"organizationID": "o", "federationRuleID": "f", "identityTokenFile": "/t", "workspaceID": "w"}
+    (grant,) = planned(account(credential={"federation": federation}, **spec)).grants
+    assert (grant.kind, grant.material) == ("federation", {})
+    assert grant.config == {**federation, "tokenURL": token_url, "baseURL": token_url.removesuffix("/v1/oauth/token")}
+    (grant,) = planned(account(credential={"federation": {**federation, "tokenURL": "https://t.example/x"}})).grants
+    assert grant.config["tokenURL"] == "https://t.example/x"
+
+
 def test_proxy_url_travels_with_the_grant() -> None:
     url = "socks5h://u:p@proxy.example:1080"
     desired = planned(account(proxy={"urlRef": {"name": "acme", "key": "proxy"}}), secret(api_key="sk-1", proxy=url))
@@ -279,12 +319,14 @@ def test_proxy_url_travels_with_the_grant() -> None:
         (
             [
                 account(
-                    credential={
-                        "federation": {"organizationID": "o", "federationRuleID": "f", "identityTokenFile": "/t"}
-                    }
+                    provider="Foundry", credential={"foundry": {"resource": "r", "apiKeyRef": {"name": "a", "key": "k"}}}
                 )
             ],
-            *(c.NOT_IMPLEMENTED, "credentials of kind federation"),
+            *(c.NOT_IMPLEMENTED, "credentials of kind foundry"),
+        ),
+        (
+            [account(credential={"oauth": {**OAUTH, "refreshTokenRef": {"name": "acme", "key": "r"}}}), secret()],
+            *(c.SECRET_NOT_FOUND, "has no key r"),
         ),
     ],
 )

@@ -144,7 +144,7 @@ async def test_a_credential_rejected_twice_benches_its_account(gate, wire, ok):
     await gate.provider(ok)
     reply = await gate.client.post(wire.BODY)
     assert reply.status == 200
-    assert effects(gate) == [(NONE, "", True), (BENCH, "CredentialInvalid", False)]
+    assert effects(gate) == [(NONE, "", True), (BENCH, "NeedsAuthorization", False)]
 
 
 @pytest.mark.parametrize("fault", [

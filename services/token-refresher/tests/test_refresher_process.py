@@ -1,15 +1,9 @@
 """The token-refresher as a process: killed while it takes grants, started on what is unusable, and silent on secrets."""
 
 import asyncio
-import base64
-import contextlib
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,43 +14,10 @@ from signalbox.core import rpc
 from signalbox.core.settings import RoomSettings
 from signalbox.v1 import token_refresher_pb2 as pb
 from signalbox.v1.token_refresher_pb2_grpc import TokenRefresherStub
+from tests.support.refresher import ENCRYPTION_KEY, SECRET, process
 
-SECRET = "0123456789abcdef0123456789abcdef"
-ENCRYPTION_KEY = base64.b64encode(bytes(range(32))).decode()
 ACME = "default/acme"
 pytestmark = pytest.mark.slow
-
-
-class Process:
-    def __init__(self, directory: Path, **environment: str) -> None:
-        self.address = f"unix:{directory}/refresher.sock"
-        self.log = directory / "log"
-        self._environment = {
-            **os.environ, "SIGNALBOX_SHARED_SECRET": SECRET, "SIGNALBOX_LOG_LEVEL": "debug",
-            "SIGNALBOX_TOKEN_REFRESHER_LISTEN": self.address,
-            "SIGNALBOX_TELEMETRY_ADDRESS": f"unix:{directory}/telemetry.sock",
-            "SIGNALBOX_TOKEN_REFRESHER_STORE_DIR": str(directory / "credentials"),
-            "SIGNALBOX_TOKEN_REFRESHER_ENCRYPTION_KEY": ENCRYPTION_KEY, **environment,
-        }
-        self.start()
-
-    def start(self) -> None:
-        with open(self.log, "ab") as log:
-            self.process = subprocess.Popen([sys.executable, "-m", "signalbox.token_refresher"],
-                                            env=self._environment, stdout=log, stderr=log)
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-
-@contextlib.contextmanager
-def process(directory: Path, **environment: str) -> Iterator[Process]:
-    running = Process(directory, **environment)
-    try:
-        yield running
-    finally:
-        running.kill()
 
 
 def secret(number: int) -> str:

@@ -22,6 +22,7 @@ from signalbox.resources.state import Desired, State
 from signalbox.rooms.carryout import Carrier
 from signalbox.rooms.client import Rooms
 from signalbox.v1 import scheduler_pb2
+from signalbox.v1.token_refresher_pb2 import CredentialEvent
 
 WRITER = "files"
 RESYNC_EVERY_S = 60.0
@@ -52,12 +53,13 @@ class Watcher:
         self._logs = logs
         self._settled_s = settled_s
         self._state = State()
+        self._healings: dict[str, int] = {}
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         """Begin to reconcile."""
-        work = (self._reconcile_forever(), self._watch_files(), self._watch_registry())
+        work = (self._reconcile_forever(), self._watch_files(), self._watch_registry(), self._watch_credentials())
         self._tasks = [asyncio.create_task(w) for w in work]
 
     def trigger(self) -> None:
@@ -95,6 +97,11 @@ class Watcher:
         self._state = desired.state
         self._report([str(p) for p in desired.problems])
         listed, grants = await asyncio.gather(self._rooms.list_objects(with_status=False), self._rooms.grants())
+        healings = {account: grant.healings for account, grant in grants.items() if grant.healings}
+        if healings != self._healings:
+            self._healings = healings
+            desired = await asyncio.to_thread(self._plan)
+            self._state = desired.state
         current = {(o.object.kind, o.object.id): o.object.revision for o in listed}
         seeds = {account: grant.seed_version for account, grant in grants.items()}
         actions = diff(desired, current, seeds)
@@ -112,7 +119,7 @@ class Watcher:
     def _plan(self) -> Desired:
         self._let_settle()
         loaded = load_directory(self._directory, os.environ, self._state.owners())
-        return plan(loaded, self._state, now=datetime.now(UTC))
+        return plan(loaded, self._state, now=datetime.now(UTC), healings=self._healings)
 
     def _let_settle(self) -> None:
         """Wait, not for long, for whoever is writing: half a file can be a good document with others deleted."""
@@ -160,6 +167,18 @@ class Watcher:
                 self.trigger()
             if time.monotonic() >= until_s:
                 return
+
+    async def _watch_credentials(self) -> None:
+        """Ask for a pass when a credential that was gone is there again, or when we may have missed that."""
+        while True:
+            gone: set[str] = set()
+            async for event in self._rooms.watch_credentials():
+                if event.type == CredentialEvent.REMOVED:
+                    gone.add(event.account_id)
+                elif event.type == CredentialEvent.SYNCED or event.account_id in gone:
+                    gone.discard(event.account_id)
+                    self.trigger()
+            await asyncio.sleep(_REWATCH_S)
 
     async def _watch_registry(self) -> None:
         """Ask for a pass when the registry lost its content, or when we may have missed that."""

@@ -1,6 +1,6 @@
 """`python -m signalbox.operator`: the operator as a process."""
 
 from signalbox.core.lifecycle import run
-from signalbox.operator.settings import OperatorSettings
+from signalbox.operator.app import main
 
-run("signalbox.operator", OperatorSettings)
+run("signalbox.operator", main)

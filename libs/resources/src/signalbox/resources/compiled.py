@@ -5,6 +5,7 @@ Readers get typed values back with `CompiledAccount.read(spec_json)` and its sib
 money as integer nano-dollars, times as aware datetimes.
 """
 
+import hashlib
 import json
 from datetime import datetime
 from typing import Any, ClassVar, Self
@@ -105,3 +106,8 @@ class CompiledKey(Compiled):
 def canonical_json(value: Any) -> str:
     """Return JSON of which equal values have one text: keys sorted, no spaces, UTF-8 kept."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """Return the SHA-256 of a value's canonical JSON, in hexadecimal."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()

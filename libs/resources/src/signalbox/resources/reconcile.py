@@ -4,7 +4,6 @@ Gather (the caller), decide (here), act (the caller, by actions.diff). Which ver
 in accepting.py; here every object is compiled and judged.
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,7 +19,7 @@ from signalbox.resources.compiled import (
     CompiledKeyHash,
     CompiledLimit,
     CompiledPool,
-    canonical_json,
+    digest,
 )
 from signalbox.resources.conditions import Condition
 from signalbox.resources.loading import LoadResult
@@ -39,20 +38,27 @@ from signalbox.resources.models import (
 )
 from signalbox.resources.models.pool import Members, matches_labels
 from signalbox.resources.reading import Identity
-from signalbox.resources.secrets import Secrets, Unusable, header_text, proxy_url, relay_key
+from signalbox.resources.secrets import Secrets, Unusable, relay_key
+from signalbox.resources.seeds import grant_of
 from signalbox.resources.state import Desired, DesiredObject, Grant, Policy, State
 from signalbox.resources.upstreams import check_token_file, check_upstreams
 
 # Kinds of credential that documents may hold already and that nothing serves yet.
-NOT_IMPLEMENTED_CREDENTIALS = frozenset({"oauth", "federation", "bedrock", "vertex", "foundry"})
+NOT_IMPLEMENTED_CREDENTIALS = frozenset({"bedrock", "vertex", "foundry"})
 
 _SERVES = Condition(conditions.READY, True, conditions.SERVES)
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 _R = TypeVar("_R", bound=Resource)
 
 
-def plan(loaded: LoadResult, previous: State, *, now: datetime, policy: Policy | None = None) -> Desired:
+def plan(
+    loaded: LoadResult, previous: State, *, now: datetime, policy: Policy | None = None,
+    healings: Mapping[str, int] | None = None,
+) -> Desired:
     """Return what should be in force, given all documents, what was in force before, and the time.
+
+    `healings` tells by account how often its credential became good again (the token-refresher's Status): each time
+    makes a new revision of the account, so that the scheduler tries it again, as after a change of its document.
 
     Pure. A refused document keeps its last good version (see accepting.py); what cannot serve is still an object,
     with Ready=False and the reason. The same arguments always give the same revisions.
@@ -63,7 +69,9 @@ def plan(loaded: LoadResult, previous: State, *, now: datetime, policy: Policy |
     grants: list[Grant] = []
     for account in world.accounts.values():
         compiled, condition, grant = _account(account, world)
-        objects.append(_object(account, compiled, condition, accepted, seed=grant.seed_version if grant else ""))
+        healed = (healings or {}).get(account.id, 0)
+        seed = grant.seed_version + f"+{healed}" * bool(healed) if grant else ""
+        objects.append(_object(account, compiled, condition, accepted, seed=seed))
         grants += [grant] if grant else []
     objects += [_object(pool, *_pool(pool, world), accepted) for pool in world.pools.values()]
     taken: dict[str, str] = {}
@@ -135,7 +143,7 @@ def _account(account: ClaudeAccount, world: _World) -> tuple[CompiledAccount, Co
             raise Unusable(conditions.NOT_IMPLEMENTED, f"credentials of kind {spec.credential.kind} are not served yet")
         check_upstreams(spec, namespace, world.policy)
         check_token_file(spec, world.policy)
-        grant = _grant(account, world.secrets)
+        grant = grant_of(account, world.secrets)
         _refuse_expired(spec.expires_at, world.now)
     except Unusable as e:
         condition = Condition(conditions.READY, False, e.reason, e.message)
@@ -164,18 +172,6 @@ def _state(account: ClaudeAccount) -> AccountState:
     """Return the state in force: an account that is being deleted finishes what it has."""
     leaving = account.metadata.deletion_timestamp is not None and account.spec.state is AccountState.ACTIVE
     return AccountState.DRAINING if leaving else account.spec.state
-
-
-def _grant(account: ClaudeAccount, secrets: Secrets) -> Grant:
-    """Collect what the token-refresher needs. It outlives the account's expiry, which may be moved."""
-    spec, namespace = account.spec, account.metadata.namespace
-    assert spec.credential.api_key is not None, "the only kind that is served so far"
-    material = {"apiKey": header_text(secrets, namespace, spec.credential.api_key.secret_ref)}
-    if spec.proxy is not None:
-        material["proxyURL"] = proxy_url(secrets, namespace, spec.proxy.url_ref)
-    config = {"baseURL": spec.upstream_url}
-    seed = _digest([spec.credential.kind, material, config])
-    return Grant(account.id, spec.credential.kind, material, config, seed)
 
 
 def _pool(pool: AccountPool, world: _World) -> tuple[CompiledPool, Condition]:
@@ -337,7 +333,7 @@ def _object(
     return DesiredObject(
         kind=kind,
         id=resource.id,
-        revision=_digest([spec_json, told, labels, metadata.uid, seed]),
+        revision=digest([spec_json, told, labels, metadata.uid, seed]),
         spec_json=spec_json,
         conditions=judged,
         uid=metadata.uid,
@@ -345,7 +341,3 @@ def _object(
         labels=labels,
         source=good.source if good else "implicit",
     )
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()

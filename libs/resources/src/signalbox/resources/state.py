@@ -74,7 +74,8 @@ class DesiredObject:
 class Grant:
     """What the token-refresher needs to speak for an account.
 
-    `material` holds secret values by role (`apiKey`, `proxyURL`), `config` what is not secret (`baseURL`).
+    `material` holds secret values by role (`apiKey`, `refreshToken`, `clientSecret`, `proxyURL`), `config` what is not
+    secret, under the documents' names (`baseURL`, `tokenURL`, ...; `headers` as JSON).
     `seed_version` is the SHA-256 of kind, material and config; the same one again changes nothing. Whether a changed
     seed replaces what a refresh has earned since is for the refresher to tell, role by role.
     """

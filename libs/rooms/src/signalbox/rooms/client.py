@@ -104,6 +104,12 @@ class Rooms:
         answer = await _call("token-refresher", [self._refresher.Status], request)
         return {grant.account_id: grant for grant in answer.grants}
 
+    async def watch_credentials(self) -> AsyncIterator[token_refresher_pb2.CredentialEvent]:
+        """Yield the token-refresher's events until it goes away."""
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            async for event in self._refresher.Watch(token_refresher_pb2.WatchCredentialsRequest()):
+                yield event
+
     async def put_grant(self, request: token_refresher_pb2.PutGrantRequest) -> None:
         """Create or replace a grant."""
         await _call("token-refresher", [self._refresher.PutGrant], request)

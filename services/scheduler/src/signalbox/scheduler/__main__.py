@@ -1,6 +1,6 @@
 """`python -m signalbox.scheduler`: the scheduler as a process."""
 
 from signalbox.core.lifecycle import run
-from signalbox.scheduler.settings import SchedulerSettings
+from signalbox.scheduler.app import main
 
-run("signalbox.scheduler", SchedulerSettings)
+run("signalbox.scheduler", main)

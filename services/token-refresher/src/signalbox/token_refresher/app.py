@@ -1,13 +1,21 @@
-"""Puts the token-refresher together and runs it: store, keeper, gRPC, telemetry; stops in good order."""
+"""Puts the token-refresher together and runs it: store, keeper, renewals, gRPC, telemetry; stops in good order."""
 
 import asyncio
 
 from signalbox.core import logs, rpc
-from signalbox.core.clock import SystemClock
+from signalbox.core.clock import Clock, SystemClock
+from signalbox.core.errors import StartupError
+from signalbox.core.settings import load
 from signalbox.core.telemetry import Readiness, TelemetryServer
-from signalbox.token_refresher.adapters.store import FileStore
+from signalbox.token_refresher.adapters.file_store import FileStore
+from signalbox.token_refresher.adapters.identity import IdentityFiles
+from signalbox.token_refresher.adapters.token_endpoint import TokenEndpoint
+from signalbox.token_refresher.api.authorizations import Authorizations
 from signalbox.token_refresher.api.keeper import Keeper
+from signalbox.token_refresher.api.renewals import Renewals
 from signalbox.token_refresher.api.service import TokenRefresherService
+from signalbox.token_refresher.domain.ports import GrantStore, StoreUnavailable
+from signalbox.token_refresher.domain.schedule import Ahead
 from signalbox.token_refresher.metrics import Metrics
 from signalbox.token_refresher.settings import TokenRefresherSettings
 from signalbox.v1 import token_refresher_pb2
@@ -19,26 +27,63 @@ SERVICE = token_refresher_pb2.DESCRIPTOR.services_by_name["TokenRefresher"].full
 NEED = "grants"
 
 
-async def main(settings: TokenRefresherSettings, stop: asyncio.Event) -> None:
+class Room:
+    """The token-refresher's parts, put together over one store."""
+
+    def __init__(self, settings: TokenRefresherSettings, store: GrantStore, clock: Clock, metrics: Metrics) -> None:
+        self._store = store
+        endpoint = TokenEndpoint(clock, settings.request_limit_s)
+        ahead = Ahead(int(settings.refresh_ahead_s * 1000))
+        self.keeper = Keeper(store, clock, metrics)
+        self.renewals = Renewals(
+            store=store, endpoint=endpoint, identities=IdentityFiles(settings.identity_token_root), clock=clock,
+            metrics=metrics, ahead=ahead, lease_patience_s=settings.lease_patience_s, learned=self.keeper.learned,
+        )
+        authorizations = Authorizations(self.keeper, endpoint, settings.keyring(), clock)
+        self.service = TokenRefresherService(self.keeper, authorizations, ahead, settings.probe_limit_s)
+        self._following: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Read the store, encrypt it anew where a new key asks for that, and begin to renew. Raises StartupError."""
+        try:
+            if resealed := await self._store.reseal():
+                log.info("grants_resealed", grants=resealed)
+            await self.keeper.load()
+        except StoreUnavailable as e:
+            raise StartupError("grant store", e.why) from e
+        self.keeper.begin(self.renewals.arm, self.renewals.demand)
+        self._following = asyncio.create_task(self.keeper.follow())
+
+    async def close(self, grace_s: float) -> None:
+        """Let the renewals that run come to their end."""
+        await self.renewals.close(grace_s)
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.gather(self._following, return_exceptions=True)
+
+
+async def main(stop: asyncio.Event) -> None:
     """Serve until `stop` is set. Raises StartupError."""
+    settings = load(TokenRefresherSettings)
     logs.configure("token-refresher", settings.log_level, settings.log_format)
     log.info("starting", **settings.masked())
     clock = SystemClock()
     readiness = Readiness(NEED)
     telemetry = TelemetryServer(settings.telemetry_address, readiness)
     await telemetry.start()
-    keeper = Keeper(FileStore(settings.store_dir, settings.keyring()), clock, Metrics(clock))
-    service = TokenRefresherService(keeper, settings.probe_limit_s)
+    room = Room(settings, FileStore(settings.store_dir, settings.keyring()), clock, Metrics(clock))
+    await room.start()
     server = rpc.Server(settings, settings.listen, [SERVICE])
-    add_TokenRefresherServicer_to_server(service, server.grpc)
+    add_TokenRefresherServicer_to_server(room.service, server.grpc)
     await server.start()
     await server.set_serving(True)
     readiness.ok(NEED)
-    log.info("ready", listen=settings.listen, grants=len(keeper.accounts()))
+    log.info("ready", listen=settings.listen, grants=len(room.keeper.accounts()))
 
     await stop.wait()
     log.info("stopping")
-    service.stop()
+    room.service.stop()
     await server.stop(settings.stop_grace_s)
+    await room.close(settings.stop_grace_s)
     await telemetry.close()
     log.info("stopped")

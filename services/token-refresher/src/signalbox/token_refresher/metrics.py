@@ -1,10 +1,12 @@
-"""The token-refresher's metrics. The label `account` is bounded by the documents."""
+"""The token-refresher's metrics. The label `account` is bounded by the documents, `reason` and `outcome` by enums."""
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from signalbox.core.clock import Clock
+from signalbox.token_refresher.domain.credentials import standing
+from signalbox.token_refresher.domain.grants import Grant
 
 
 class Metrics:
@@ -13,36 +15,44 @@ class Metrics:
     def __init__(self, clock: Clock, registry: CollectorRegistry = REGISTRY) -> None:
         self.refreshes = Counter(
             "signalbox_refreshes_total",
-            "Attempts to renew a credential; an API key, which can't be renewed, ends as rejected.",
+            "Attempts to renew a credential by how they ended; an API key, which can't be renewed, ends as rejected.",
             ["account", "outcome"], registry=registry,
         )
-        self._expiry = _Expiry(clock)
-        registry.register(self._expiry)
+        self._grants = _Grants(clock)
+        registry.register(self._grants)
 
-    def observe_expiry(self, account_id: str, expires_at_ms: int) -> None:
-        """Note when the account's credential expires, Unix milliseconds; 0: never, or there is none."""
-        self._expiry.note(account_id, expires_at_ms)
+    def observe(self, account_id: str, grant: Grant | None) -> None:
+        """Note the account's grant; None: there is none any more."""
+        self._grants.note(account_id, grant)
 
 
-class _Expiry(Collector):
-    """Computes what is left when it is asked, rather than keeping a gauge moving."""
+class _Grants(Collector):
+    """Computes from the grants when it is asked, rather than keeping gauges moving."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._expires_at_ms: dict[str, int] = {}
+        self._grants: dict[str, Grant] = {}
 
-    def note(self, account_id: str, expires_at_ms: int) -> None:
-        if expires_at_ms:
-            self._expires_at_ms[account_id] = expires_at_ms
+    def note(self, account_id: str, grant: Grant | None) -> None:
+        if grant is not None:
+            self._grants[account_id] = grant
         else:
-            self._expires_at_ms.pop(account_id, None)
+            self._grants.pop(account_id, None)
 
     def collect(self) -> list[GaugeMetricFamily]:
-        family = GaugeMetricFamily(
+        expiry = GaugeMetricFamily(
             "signalbox_credential_expiry_seconds", "Time until the credential expires; absent where it does not.",
             labels=["account"],
         )
+        valid = GaugeMetricFamily(
+            "signalbox_credential_valid",
+            "1 where the account's credential can serve, else 0; `reason` as in its condition CredentialValid.",
+            labels=["account", "reason"],
+        )
         now_ms = self._clock.now_ms()
-        for account_id, expires_at_ms in self._expires_at_ms.items():
-            family.add_metric([account_id], (expires_at_ms - now_ms) / 1000)
-        return [family]
+        for account_id, grant in self._grants.items():
+            now = standing(grant, now_ms)
+            valid.add_metric([account_id, now.reason.value], float(now.valid))
+            if grant.expires_at_ms:
+                expiry.add_metric([account_id], (grant.expires_at_ms - now_ms) / 1000)
+        return [expiry, valid]

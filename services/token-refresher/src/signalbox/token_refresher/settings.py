@@ -37,6 +37,25 @@ class TokenRefresherSettings(RoomSettings):
         description="How long one test of an account may take.",
     )
 
+    request_limit_s: float = Field(
+        10.0, gt=0, le=60, validation_alias="SIGNALBOX_TOKEN_REFRESHER_REQUEST_SECONDS",
+        description="How long one request to a token endpoint may take.",
+    )
+    refresh_ahead_s: float = Field(
+        300.0, gt=0, validation_alias="SIGNALBOX_TOKEN_REFRESHER_AHEAD_SECONDS",
+        description="How long before its end a token is renewed, at most a fifth of its life; jitter makes it up to "
+        "half as much again.",
+    )
+    lease_patience_s: float = Field(
+        30.0, gt=0, validation_alias="SIGNALBOX_TOKEN_REFRESHER_LEASE_SECONDS",
+        description="How long to wait for another token-refresher that is renewing the same grant.",
+    )
+    identity_token_root: Path | None = Field(
+        None,
+        description="Directory below which identity token files must lie once links are resolved; anywhere if unset. "
+        "In a cluster: /var/run/secrets/signalbox/tokens.",
+    )
+
     @model_validator(mode="after")
     def _readable_keys(self) -> Self:
         if self.encryption_key_file is not None:

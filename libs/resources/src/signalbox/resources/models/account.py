@@ -61,7 +61,19 @@ class ApiKeyCredential(Model):
 class OAuthCredential(Model):
     """OAuth 2.0 refresh with the operator's own client."""
 
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="has(self.refreshTokenRef) || has(self.authorizationURL)",
+            message="is required, unless authorizationURL says where `signalbox accounts authorize` gets the grant",
+            holds=lambda m: m.refresh_token_ref is not None or m.authorization_url is not None,
+            field="refreshTokenRef",
+        ),
+    )
+
     token_url: URL = Field(description="Token endpoint.")
+    authorization_url: URL | None = Field(
+        default=None, description="Authorisation endpoint, for `signalbox accounts authorize` (code with PKCE)."
+    )
     client_id: ShortText = Field(description="The operator's own OAuth client.")
     client_secret_ref: SecretKeyRef | None = Field(
         default=None, description="The client's secret, for confidential clients."
@@ -69,18 +81,22 @@ class OAuthCredential(Model):
     scopes: Annotated[tuple[ShortText, ...], Field(max_length=MAX_LIST)] = Field(
         default=(), description="Scopes to ask for; none are sent when empty."
     )
-    refresh_token_ref: SecretKeyRef = Field(
-        description="Seeds the grant; the Secret is never written, and a changed seed replaces the grant."
+    refresh_token_ref: SecretKeyRef | None = Field(
+        default=None, description="Seeds the grant; the Secret is never written, and a changed seed replaces the grant."
     )
     headers: Annotated[dict[HeaderName, ShortText], Field(max_length=MAX_LIST)] = Field(
-        default={}, description="Headers for the token endpoint; they reach nothing else."
+        default={},
+        description="Headers for the token endpoint; they reach nothing else. With `content-type: application/json`"
+        " the request is JSON instead of a form.",
     )
 
 
 class FederationCredential(Model):
     """Workload identity federation (RFC 7523) with a projected token."""
 
-    token_url: URL | None = Field(default=None, description="Token endpoint. Default: the provider's.")
+    token_url: URL | None = Field(
+        default=None, description="Token endpoint. Default: the provider's, /v1/oauth/token below baseURL."
+    )
     organization_id: ShortText = Field(description="Organisation at the provider.")
     federation_rule_id: ShortText = Field(description="The provider's federation rule.")
     service_account_id: ShortText | None = Field(default=None, description="Service account to act as.")
@@ -262,6 +278,11 @@ class ClaudeAccountSpec(Model):
         _plain_http_rule("baseURL", "has(self.baseURL)", "base_url"),
         _plain_http_rule("credential.oauth.tokenURL", "has(self.credential.oauth)", "oauth_token_url"),
         _plain_http_rule(
+            "credential.oauth.authorizationURL",
+            "has(self.credential.oauth) && has(self.credential.oauth.authorizationURL)",
+            "oauth_authorization_url",
+        ),
+        _plain_http_rule(
             "credential.federation.tokenURL",
             "has(self.credential.federation) && has(self.credential.federation.tokenURL)",
             "federation_token_url",
@@ -315,6 +336,11 @@ class ClaudeAccountSpec(Model):
     def oauth_token_url(self) -> str | None:
         """Token endpoint of an OAuth credential, if that is what the account has."""
         return self.credential.oauth.token_url if self.credential.oauth else None
+
+    @property
+    def oauth_authorization_url(self) -> str | None:
+        """Authorisation endpoint of an OAuth credential, where the document names one."""
+        return self.credential.oauth.authorization_url if self.credential.oauth else None
 
     @property
     def federation_token_url(self) -> str | None:

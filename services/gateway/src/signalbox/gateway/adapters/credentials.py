@@ -23,6 +23,8 @@ log = logs.logger(__name__)
 EXPIRY_MARGIN_MS = 60_000
 CALL_LIMIT_S = 10.0
 WATCH_RETRY_S = 0.5
+# Why a credential can't be had at this moment, in the token-refresher's own words.
+_PASSING = frozenset(("RefreshFailing", "RefreshPending"))
 
 
 class CredentialCache:
@@ -92,6 +94,8 @@ class CredentialCache:
                 raise CredentialUnusable(reason, "the account's credential is not usable", transient=False) from e
             if e.code() is grpc.StatusCode.NOT_FOUND:
                 raise CredentialUnusable("CredentialMissing", "the account has no credential", transient=False) from e
+            if reason in _PASSING:
+                raise CredentialUnusable(reason, "the account's token can't be renewed now", transient=True) from e
             raise CredentialUnusable("TokenRefresherUnavailable", reason, transient=True) from e
 
     async def _watch(self) -> None:

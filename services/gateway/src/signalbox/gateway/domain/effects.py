@@ -56,7 +56,8 @@ _BY_TROUBLE = {
 _BY_CLASS = {
     ErrorClass.CALLER: FINE,
     ErrorClass.CONFLICT: Meaning(Direction.IN_PLACE, NO_EFFECT),
-    ErrorClass.CREDENTIAL: Meaning(Direction.REFRESH, _bench("CredentialInvalid"), accounts_own=True),
+    # The reason counts where a fresh token is refused as well; a key that can't be refreshed has the refresher's.
+    ErrorClass.CREDENTIAL: Meaning(Direction.REFRESH, _bench("NeedsAuthorization"), accounts_own=True),
     ErrorClass.BILLING: Meaning(Direction.ELSEWHERE, _bench("BillingError"), accounts_own=True),
     ErrorClass.DISABLED: Meaning(Direction.ELSEWHERE, _bench("AccountDisabled"), accounts_own=True),
     ErrorClass.ORGANIZATION_ON_HOLD: Meaning(Direction.NOWHERE, _bench("OrganizationOnHold")),

@@ -12,13 +12,13 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from signalbox.token_refresher.domain.grants import Credential
+from signalbox.token_refresher.domain.credentials import Credential
+from signalbox.token_refresher.domain.oauth import shown
 
 API_VERSION = "2023-06-01"
 DEFAULT_MODEL = "claude-haiku-4-5"
 _PATH = "/v1/messages/count_tokens"
 _MAX_ANSWER_BYTES = 64 << 10
-_MAX_MESSAGE_CHARS = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,6 @@ class Verdict:
 async def probe(credential: Credential, base_url: str, model: str, limit_s: float) -> Verdict:
     """Make the call, within `limit_s` seconds. Never raises for what the provider or the network does."""
     began_s = time.monotonic()
-    if urlsplit(credential.proxy_url).scheme not in ("", "http", "https"):
-        return _no_answer(began_s, "invalid_request_error", "only http and https proxies are implemented yet")
     try:
         async with asyncio.timeout(limit_s):
             status, body = await _post(credential, base_url, model or DEFAULT_MODEL)
@@ -98,9 +96,8 @@ def _object(body: bytes) -> dict[str, Any]:
 
 def _shown(text: str, credential: Credential) -> str:
     """A provider may quote the credential that it refuses."""
-    for _, value in credential.headers:
-        text = text.replace(value, "***")
-    return "".join(c if c.isprintable() else " " for c in text)[:_MAX_MESSAGE_CHARS]
+    values = [value for name, value in credential.headers if name != "anthropic-beta"]
+    return shown(text, (*values, *(value.removeprefix("Bearer ") for value in values)))
 
 
 def _no_answer(began_s: float, error_type: str, message: str) -> Verdict:

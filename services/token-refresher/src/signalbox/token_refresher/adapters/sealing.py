@@ -64,6 +64,10 @@ class Keyring:
             raise Unopened("the file is damaged: its contents do not match their seal") from None
         return header[_FIXED:].decode(), plain
 
+    def is_newest(self, sealed: bytes) -> bool:
+        """Whether the first key sealed this."""
+        return sealed[len(_MAGIC) :][:_KEY_ID_BYTES] == _key_id(self.keys[0])
+
 
 def _read_key(text: str) -> bytes:
     if re.fullmatch(r"[0-9a-fA-F]{64}", text):

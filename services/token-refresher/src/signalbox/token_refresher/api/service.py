@@ -8,9 +8,13 @@ import grpc.aio
 
 from signalbox.core import logs
 from signalbox.core.errors import Unavailable
-from signalbox.token_refresher.adapters.prober import probe
+from signalbox.token_refresher.adapters.prober import Verdict, probe
+from signalbox.token_refresher.api.authorizations import Authorizations
 from signalbox.token_refresher.api.keeper import Keeper
-from signalbox.token_refresher.domain.grants import Credential, GrantRejected, Seed, Standing, credential_to_probe
+from signalbox.token_refresher.domain.authorization import AuthorizationRefused
+from signalbox.token_refresher.domain.credentials import Credential, Standing, credential_to_probe
+from signalbox.token_refresher.domain.grants import Grant, GrantRejected, Reason, Seed
+from signalbox.token_refresher.domain.schedule import Ahead, due_at_ms
 from signalbox.v1 import token_refresher_pb2 as pb
 from signalbox.v1.token_refresher_pb2_grpc import TokenRefresherServicer
 
@@ -18,14 +22,17 @@ log = logs.logger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Code = grpc.StatusCode
-NO_INTERACTIVE_LOGIN = "interactive OAuth authorisation is not implemented yet; seed the grant with a refresh token"
+UNAUTHORISED = 401
+_PASSING = frozenset((Reason.REFRESH_FAILING, Reason.REFRESH_PENDING))
 
 
 class TokenRefresherService(TokenRefresherServicer):
     """Serves credentials and their state."""
 
-    def __init__(self, keeper: Keeper, probe_limit_s: float) -> None:
+    def __init__(self, keeper: Keeper, authorizations: Authorizations, ahead: Ahead, probe_limit_s: float) -> None:
         self._keeper = keeper
+        self._authorizations = authorizations
+        self._ahead = ahead
         self._probe_limit_s = probe_limit_s
         self._stopping = asyncio.Event()
 
@@ -35,18 +42,19 @@ class TokenRefresherService(TokenRefresherServicer):
 
     async def GetCredential(self, request: pb.GetCredentialRequest, context: Context) -> pb.Credential:  # noqa: N802
         account_id = request.account_id
-        if request.rejected_version:
-            try:
-                await self._keeper.reject(account_id, request.rejected_version)
-            except Unavailable as e:
-                await context.abort(Code.UNAVAILABLE, str(e))
-        found = self._keeper.credential(account_id)
+        try:
+            found = await self._keeper.fresh_credential(account_id, request.rejected_version)
+        except Unavailable as e:
+            await context.abort(Code.UNAVAILABLE, str(e))
+            raise AssertionError("abort raises") from e
         if found is None:
             standing = self._keeper.standing(account_id)
             if standing is None:
                 await context.abort(Code.NOT_FOUND, "there is no grant of this account")
+                raise AssertionError("abort raises")
             # Callers branch on the reason, so it is the whole detail; Status has the message.
-            await context.abort(Code.FAILED_PRECONDITION, str(standing.reason) if standing else "")
+            passing = standing.reason in _PASSING
+            await context.abort(Code.UNAVAILABLE if passing else Code.FAILED_PRECONDITION, str(standing.reason))
             raise AssertionError("abort raises")
         return _credential(found)
 
@@ -96,40 +104,68 @@ class TokenRefresherService(TokenRefresherServicer):
         return pb.GrantStatusResponse(grants=[self._status(account_id) for account_id in wanted])
 
     async def Probe(self, request: pb.ProbeRequest, context: Context) -> pb.ProbeResponse:  # noqa: N802
-        grant = self._keeper.grant(request.account_id)
+        account_id = request.account_id
+        grant = self._keeper.grant(account_id)
         if grant is None:
             await context.abort(Code.NOT_FOUND, "there is no grant of this account")
             raise AssertionError("abort raises")
-        credential = credential_to_probe(grant)
-        if credential is None:
-            await context.abort(Code.FAILED_PRECONDITION, str(_known(self._keeper.standing(request.account_id)).reason))
-            raise AssertionError("abort raises")
         base_url = request.base_url or grant.seed.config.get("baseURL", "")
-        verdict = await probe(credential, base_url, request.model, self._probe_limit_s)
-        log.info("account_probed", account=grant.account_id, status=verdict.status, error_type=verdict.error_type)
         try:
-            if verdict.ok:
-                await self._keeper.prove(grant.account_id, credential.version)
-            elif verdict.status == 401:
-                await self._keeper.reject(grant.account_id, credential.version)
+            verdict = await self._probe(grant, base_url, request.model)
         except Unavailable as e:
             await context.abort(Code.UNAVAILABLE, str(e))
+            raise AssertionError("abort raises") from e
+        if verdict is None:
+            standing = _known(self._keeper.standing(account_id))
+            passing = standing.reason in _PASSING
+            message = f"{standing.reason}: {standing.message}" if grant.renewable else str(standing.reason)
+            await context.abort(Code.UNAVAILABLE if passing else Code.FAILED_PRECONDITION, message)
+            raise AssertionError("abort raises")
+        log.info("account_probed", account=account_id, status=verdict.status, error_type=verdict.error_type)
         return pb.ProbeResponse(
             ok=verdict.ok, status=verdict.status, error_type=verdict.error_type, message=verdict.message,
             duration_ms=verdict.duration_ms, input_tokens=verdict.input_tokens,
         )
 
+    async def _probe(self, grant: Grant, base_url: str, model: str) -> Verdict | None:
+        """Make the call, with another token where the first one is refused; None: there is nothing to make it with."""
+        account_id = grant.account_id
+        credential = credential_to_probe(grant, 0) if not grant.renewable else None
+        credential = credential or await self._keeper.tested_credential(account_id)
+        if credential is None:
+            return None
+        verdict = await probe(credential, base_url, model, self._probe_limit_s)
+        if verdict.status == UNAUTHORISED:
+            fresh = await self._keeper.fresh_credential(account_id, credential.version)
+            if fresh is not None and fresh.version != credential.version:
+                credential = fresh
+                verdict = await probe(credential, base_url, model, self._probe_limit_s)
+        if verdict.ok:
+            await self._keeper.prove(account_id, credential.version)
+        return verdict
+
     async def BeginAuthorization(  # noqa: N802
         self, request: pb.BeginAuthorizationRequest, context: Context,
     ) -> pb.BeginAuthorizationResponse:
-        await context.abort(Code.UNIMPLEMENTED, NO_INTERACTIVE_LOGIN)
-        raise AssertionError("abort raises")
+        try:
+            url, state = self._authorizations.begin(request.account_id, request.redirect_uri)
+        except AuthorizationRefused as e:
+            await context.abort(Code.FAILED_PRECONDITION, str(e))
+            raise AssertionError("abort raises") from e
+        return pb.BeginAuthorizationResponse(authorization_url=url, state=state)
 
     async def CompleteAuthorization(  # noqa: N802
         self, request: pb.CompleteAuthorizationRequest, context: Context,
     ) -> pb.GrantStatus:
-        await context.abort(Code.UNIMPLEMENTED, NO_INTERACTIVE_LOGIN)
-        raise AssertionError("abort raises")
+        try:
+            account_id = await self._authorizations.complete(request.state, request.code)
+        except AuthorizationRefused as e:
+            await context.abort(Code.FAILED_PRECONDITION, str(e))
+            raise AssertionError("abort raises") from e
+        except Unavailable as e:
+            await context.abort(Code.UNAVAILABLE, str(e))
+            raise AssertionError("abort raises") from e
+        return self._status(account_id)
 
     def _event(self, account_id: str) -> pb.CredentialEvent:
         found = self._keeper.credential(account_id)
@@ -145,7 +181,10 @@ class TokenRefresherService(TokenRefresherServicer):
         grant = self._keeper.grant(account_id)
         if grant is not None:
             status.kind, status.seed_version, status.version = grant.seed.kind, grant.seed.version, grant.version
-            status.refreshed_at_ms = grant.seeded_at_ms
+            status.refreshed_at_ms = grant.issued_at_ms or grant.seeded_at_ms
+            status.expires_at_ms = grant.expires_at_ms
+            status.next_refresh_at_ms = due_at_ms(grant, self._ahead) or 0
+            status.healings = grant.healings
         return status
 
 
