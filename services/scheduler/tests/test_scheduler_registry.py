@@ -178,6 +178,53 @@ async def test_listings_show_live_status(stage, make):
     assert [o.object.id for o in only.objects] == ["default/ada"]
 
 
+async def test_conditions_say_since_when_and_it_moves_only_when_the_status_flips(stage, make):
+    condition = {"type": "Ready", "status": True, "reason": "Serves"}
+
+    async def since(stub):
+        listed = await stub.ListObjects(pb.ListObjectsRequest(with_status=True), timeout=5)
+        statuses = {o.object.kind: (o.account, o.pool, o.key) for o in listed.objects}
+        return {
+            (kind, c.type): (c.last_transition_ms, c.status) for kind, three in statuses.items() for s in three for c in s.conditions
+        }
+
+    def objects(**changed):
+        made = [make.account("a"), make.pool("default", "a"), make.key("ada")]
+        for obj in made:
+            obj.conditions.add(**condition | changed)
+            obj.revision += str(changed)
+        return made
+
+    one = await stage.add(refresh_s=0.1)
+    begun_ms = time.time_ns() // 1_000_000 - 1
+    await stage.put(*objects())
+    first = await since(one)
+    assert {k: ok for k, (_, ok) in first.items()} == {
+        ("ClaudeAccount", "Ready"): True, ("ClaudeAccount", "Available"): True, ("AccountPool", "Ready"): True,
+        ("RelayKey", "Ready"): True,
+    }
+    assert all(begun_ms <= at <= time.time_ns() // 1_000_000 + 1 for at, _ in first.values())
+    await stage.put(*objects(reason="Otherwise"))
+    two = await stage.add(refresh_s=0.1)
+    assert await since(two) == await since(one) == first, "the same at another scheduler, whatever the reason"
+    await asyncio.sleep(0.05)
+    failed = (await one.Admit(make.ask("ada"), timeout=5)).grant
+    effect = pb.AccountEffect(kind=pb.AccountEffect.BENCH, reason="CredentialInvalid")
+    await one.Settle(make.ended(failed, outcome="OUTCOME_UPSTREAM_ERROR", had_content=False, effect=effect), timeout=5)
+    await asyncio.sleep(0.5)
+    benched = await since(two)
+    assert {k for k in first if benched[k] != first[k]} == {("ClaudeAccount", "Available")}
+    at, status = benched["ClaudeAccount", "Available"]
+    assert not status
+    assert first["ClaudeAccount", "Available"][0] < at < time.time_ns() // 1_000_000 - 50, "when it happened, not when it was asked"
+    await stage.delete("RelayKey", "ada")
+    await asyncio.sleep(0.3)
+    await stage.put(*objects())
+    again = await since(one)
+    assert again["RelayKey", "Ready"][0] > at
+    assert again["AccountPool", "Ready"] == first["AccountPool", "Ready"]
+
+
 async def test_inspect_works_for_paused_and_exhausted_keys(stage, make):
     stub = await stage.add()
     await stage.put(

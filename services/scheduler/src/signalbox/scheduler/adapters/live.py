@@ -55,6 +55,7 @@ class LiveRefresher:
                 version = self._view.snapshot.version
                 await self._registry.refresh()
                 await self.refresh()
+                await self._registry.note_transitions()
                 if self._view.snapshot.version != version:
                     self._queue.stir()
             except (Unavailable, LostState) as e:

@@ -10,6 +10,7 @@ from typing import Any
 from signalbox.core import logs
 from signalbox.core.errors import Refused
 from signalbox.scheduler.adapters.store import Operation, Store
+from signalbox.scheduler.adapters.transitions import Transitions
 from signalbox.scheduler.adapters.usage import UsageClient
 from signalbox.scheduler.domain.policies import KEY
 from signalbox.scheduler.domain.status import NOTHING, Peek, object_with_status
@@ -52,6 +53,8 @@ class Registry:
         self._usage = usage
         self._lock = asyncio.Lock()
         self._unseen: set[tuple[str, str]] = set()
+        self._transitions = Transitions(store)
+        self._moved: dict[tuple[str, str], Object] = {}
         self.watchers: set[Watcher] = set()
 
     # ------------------------------------------------------------------ writing
@@ -182,12 +185,24 @@ class Registry:
 
     def tell(self, kind: "ObjectEvent.Type", obj: Object | None = None) -> None:
         """Tell the watchers of a change."""
+        if obj is not None:
+            self._moved[obj.kind, obj.id] = obj
         if not self.watchers:
             return
         whole = object_with_status(self._view, obj, NOTHING, self._store.now_ms()) if obj is not None else None
         event = ObjectEvent(type=kind, object=whole, epoch=self._store.epoch)
         for watcher in self.watchers:
             watcher.tell(event)
+
+    async def note_transitions(self) -> None:
+        """Note the conditions that flipped since the last call. Raises Unavailable."""
+        moved, self._moved = self._moved, {}
+        objects = self._view.snapshot.objects
+        now_ms = self._store.now_ms()
+        await self._transitions.forget(obj for key, obj in moved.items() if key not in objects)
+        await self._transitions.stamp(
+            [object_with_status(self._view, objects[key], NOTHING, now_ms) for key in moved if key in objects],
+        )
 
     async def listing(
         self, kinds: Iterable[str], ids: Iterable[str], *, with_status: bool,
@@ -203,10 +218,12 @@ class Registry:
             return [ObjectWithStatus(object=obj) for obj in found]
         peeks = await self.peek([obj.id for obj in found if obj.kind == KEY])
         now_ms = self._store.now_ms()
-        return [
+        wholes = [
             object_with_status(self._view, o, peeks.get(o.id, NOTHING) if o.kind == KEY else NOTHING, now_ms)
             for o in found
         ]
+        await self._transitions.stamp(wholes)
+        return wholes
 
     async def peek(self, key_ids: Sequence[str]) -> dict[str, Peek]:
         """Return what the shared state says of keys, by id. Raises Unavailable, LostState."""
