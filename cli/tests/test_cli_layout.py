@@ -82,11 +82,15 @@ def test_long_paths_get_a_short_runtime_directory(tmp_path: Path, monkeypatch: p
         assert len(os.fsencode(layout.telemetry_socket("token-refresher"))) <= 103
         assert mode(layout.run) == 0o700
         layout.write_instance({"url": "x"})
-    assert Layout.at(layout.data).read_instance() == {"url": "x"}
-    with layout.held():  # again, now that the link is there
-        assert (layout.data / "run").is_symlink()
-    layout.instance.unlink()
-    layout.run.rmdir()
+        assert Layout.at(layout.data).read_instance() == {"url": "x"}
+        short = layout.run
+        (short / "left-by-a-room-that-was-killed.sock").write_text("")
+    assert not short.exists(), "nothing is left where others would have to clean up"
+    assert Layout.at(layout.data).read_instance() is None
+    (layout.data / "run").symlink_to(short)  # as a killed `up` leaves it
+    with layout.held():
+        assert layout.run == short
+        assert short.is_dir()
 
 
 def test_short_paths_keep_sockets_in_the_data_directory(tmp_path: Path) -> None:

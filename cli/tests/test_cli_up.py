@@ -285,8 +285,8 @@ def test_a_start_that_cannot_work_says_why_within_ten_seconds(
     started_s = time.monotonic()
     bad = Up(tmp_path, *arguments, **env)
     try:
-        assert bad.process.wait(30) == 2
-        assert time.monotonic() - started_s < 10 + SLACK_S
+        assert bad.process.wait(60) == 2
+        assert time.monotonic() - started_s < 10 + SLACK_S * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
         assert bad.process.stdout is not None
         assert bad.process.stdout.read() == ""
         last = bad.said().splitlines()[-1]

@@ -10,6 +10,8 @@ import yaml
 
 from tests.deploy.chart import CHART, ROOMS, ROOT, one, pods, refusal, run, template, variables
 
+pytestmark = pytest.mark.slow
+
 MONITORING = ("monitoring.coreos.com/v1",)
 EVERYTHING = (
     "postgresql.bundled.enabled=true", "usage.replicas=2", "gateway.autoscaling.enabled=true", "rooms.tls.mode=Generated",
@@ -74,7 +76,7 @@ def test_two_releases_in_one_namespace_share_no_name_and_no_pod() -> None:
     assert variables(pods(second)["other-gateway"])["SIGNALBOX_SCHEDULER_ADDRESS"] == "other-scheduler:7001"
 
 
-def test_every_pod_is_restricted_and_only_two_rooms_have_an_api_token() -> None:
+def test_every_pod_is_restricted_and_only_the_operator_has_an_api_token() -> None:
     found = pods(template(*EVERYTHING))
     assert len(found) == 9
     for name, pod in found.items():
@@ -86,8 +88,7 @@ def test_every_pod_is_restricted_and_only_two_rooms_have_an_api_token() -> None:
         }, name
         assert "limits" in container["resources"], name
         assert not [v for v in pod.get("volumes", ()) if "hostPath" in v]
-        token = name in ("signalbox-operator", "signalbox-token-refresher")
-        assert pod["automountServiceAccountToken"] is token, name
+        assert pod["automountServiceAccountToken"] is (name == "signalbox-operator"), name
 
 
 def test_any_room_answers_the_command_line() -> None:
@@ -143,10 +144,7 @@ def test_roles_in_watched_namespaces_only() -> None:
     objects = template('watchNamespaces=["a", "b"]')
     assert not [o for o in objects if o["kind"].startswith("ClusterRole")]
     roles = {(o["metadata"]["namespace"], o["metadata"]["name"]): o["rules"] for o in objects if o["kind"] == "Role"}
-    assert set(roles) == {
-        ("a", "signalbox-operator"), ("b", "signalbox-operator"), ("relay", "signalbox-operator-lease"),
-        ("relay", "signalbox-token-refresher"),
-    }
+    assert set(roles) == {("a", "signalbox-operator"), ("b", "signalbox-operator"), ("relay", "signalbox-operator-lease")}
     assert SECRETS in roles["a", "signalbox-operator"]
 
 

@@ -1,6 +1,6 @@
 """`python -m signalbox.operator`: the operator as a process."""
 
 from signalbox.core.lifecycle import run
-from signalbox.operator.app import main
+from signalbox.operator.settings import OperatorSettings
 
-run("signalbox.operator", main)
+run("signalbox.operator", OperatorSettings)

@@ -6,7 +6,6 @@ from datetime import timedelta
 
 from signalbox.core import logs
 from signalbox.core.errors import SignalboxError, StartupError
-from signalbox.core.settings import load
 from signalbox.core.telemetry import Readiness, TelemetryServer
 from signalbox.kube import Cluster, connect
 from signalbox.operator.adapters.starts import next_fence, present_fence
@@ -34,9 +33,8 @@ _TRY_AGAIN_S = 1.0
 _LEASE_EVERY_S = 15.0
 
 
-async def main(stop: asyncio.Event) -> None:
+async def main(settings: OperatorSettings, stop: asyncio.Event) -> None:
     """Reconcile until `stop` is set. Raises StartupError."""
-    settings = load(OperatorSettings)
     logs.configure("operator", settings.log_level, settings.log_format)
     log.info("starting", **settings.masked())
     metrics = Metrics()

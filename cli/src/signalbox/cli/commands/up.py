@@ -3,6 +3,7 @@
 import asyncio
 
 from signalbox.cli.supervisor.instance import Instance, Options
+from signalbox.core.lifecycle import process_age_s
 
 
 def up(options: Options) -> None:
@@ -11,7 +12,7 @@ def up(options: Options) -> None:
 
 
 async def _serve(options: Options) -> None:
-    instance = Instance(options)
+    instance = Instance(options, age_s=process_age_s())
 
     async def say_ready() -> None:
         print(f"ready {instance.url}", flush=True)

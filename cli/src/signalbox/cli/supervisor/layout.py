@@ -97,6 +97,7 @@ class Layout:
                 for name in _SUBDIRECTORIES:
                     _private_directory(self.data / name)
                 self._prepare_run()
+                stack.callback(self._leave_run)
                 _make_once(self.shared_secret, secrets.token_urlsafe(48))
                 _make_once(self.encryption_key, base64.b64encode(secrets.token_bytes(32)).decode())
             except OSError as e:
@@ -143,6 +144,14 @@ class Layout:
         elif run.is_dir():
             shutil.rmtree(run)
         run.symlink_to(short)
+
+
+    def _leave_run(self) -> None:
+        """Take a short runtime directory away again: it lies where others would have to clean up."""
+        run = self.data / "run"
+        if run.is_symlink():
+            shutil.rmtree(self.run, ignore_errors=True)
+            run.unlink(missing_ok=True)
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -65,6 +65,8 @@ class Kept:
         self.spec = spec
         self.restarts = 0
         self.ready = False
+        self.answers = False
+        """Whether the process has ever answered; a room does once it has found its stores fit."""
         self.died: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         """Set to the last words of a process that died before it was ever ready."""
         self._logs = logs
@@ -98,6 +100,8 @@ class Kept:
             missing = await asyncio.wait_for(self.spec.probe(), 1.0)
         except (OSError, TimeoutError, EOFError):
             missing = {self.spec.name: "does not answer"}
+        else:
+            self.answers = True
         self.ready = not missing
         return missing
 

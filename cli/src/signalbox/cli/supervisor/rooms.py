@@ -50,6 +50,11 @@ class Plan:
         return not self.environ.get(REDIS_URL)
 
     @property
+    def with_foreign_stores(self) -> frozenset[str]:
+        """The rooms whose store the instance does not bring itself."""
+        return frozenset(room for variable, room in _PRIVATE.items() if self.environ.get(variable))
+
+    @property
     def addresses(self) -> Addresses:
         """Where the rooms find each other, and the commands them."""
         return Addresses(

@@ -1,6 +1,6 @@
-"""How a room's process begins and ends: one event loop, SIGTERM and SIGINT as one wish to stop, exit statuses.
+"""How a room's process begins and ends: settings first, one event loop, SIGTERM and SIGINT as one wish to stop.
 
-0: stopped as asked. 2: could not start (one line on stderr says what and why). 1: a defect.
+Exit statuses: 0: stopped as asked. 2: could not start (one line on stderr says what and why). 1: a defect.
 """
 
 import asyncio
@@ -10,18 +10,23 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from importlib import import_module
+from pathlib import Path
 from typing import TypeVar
 
 import uvloop
 
 from signalbox.core import logs
 from signalbox.core.errors import StartupError
+from signalbox.core.settings import RoomSettings, load
 
 log = logs.logger(__name__)
 
 EXIT_CANNOT_START = 2
-# Below the ten seconds within which a bad start must have ended: imports and the supervisor come on top.
-START_LIMIT_S = 7.0
+# A process that is this old should know whether it can start: a bad start must have ended within ten seconds, and the
+# supervisor comes on top. A step gets the least even when imports took longer, as they do on a busy machine.
+START_LIMIT_S = 6.0
+LEAST_PATIENCE_S = 2.0
 _PAUSE_S = 1.0
 
 # Messages and their events die young and hold no cycles: looking for cycles every 700 objects costs a request
@@ -34,10 +39,15 @@ STARTED_AFTER_S = 5.0
 os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_client,-event_engine_listener")
 
 T = TypeVar("T")
+_IMPORTED_S = time.monotonic()
 
 
-def run(room: str, main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
-    """Run `main(stop)` to its end and exit the process; `stop` is set by SIGTERM and SIGINT."""
+def run(room: str, settings: type[RoomSettings]) -> None:
+    """Read the settings, run `main(settings, stop)` of the room's `app` to its end, and exit the process.
+
+    `app` is imported after the settings were read: that takes long, and a wrong setting need not wait for it. `stop`
+    is set by SIGTERM and SIGINT.
+    """
 
     async def supervised() -> None:
         stop = asyncio.Event()
@@ -45,10 +55,12 @@ def run(room: str, main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
         for sig in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(sig, stop.set)
         loop.call_later(STARTED_AFTER_S, _freeze_what_stays)
-        await main(stop)
+        await main(config, stop)
 
     gc.set_threshold(*GC_THRESHOLDS)
     try:
+        config = load(settings)
+        main = import_module(f"{room}.app").main
         uvloop.run(supervised())
     except StartupError as e:
         print(f"{room}: cannot start: {e}", file=sys.stderr, flush=True)
@@ -73,9 +85,24 @@ async def patiently(patience_s: float, step: Callable[[], Awaitable[T]]) -> T:
         await asyncio.sleep(_PAUSE_S)
 
 
-async def within_start_limit(what: str, work: Awaitable[T]) -> T:
-    """Await a step of the start-up; raise StartupError naming `what` when it takes longer than the limit."""
+def step_limit_s() -> float:
+    """Return how many seconds a step of the start-up may still take, by the age of the process."""
+    return max(LEAST_PATIENCE_S, START_LIMIT_S - process_age_s())
+
+
+def process_age_s() -> float:
+    """Return the seconds since the process began; where the system does not tell, since this module was imported."""
     try:
-        return await asyncio.wait_for(work, START_LIMIT_S)
+        began_ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - began_ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return time.monotonic() - _IMPORTED_S
+
+
+async def within_start_limit(what: str, work: Awaitable[T]) -> T:
+    """Await a step of the start-up; raise StartupError naming `what` when it takes longer than is left for it."""
+    limit_s = step_limit_s()
+    try:
+        return await asyncio.wait_for(work, limit_s)
     except TimeoutError as e:
-        raise StartupError(what, f"did not answer within {START_LIMIT_S:g} s") from e
+        raise StartupError(what, f"did not answer within {limit_s:.1f} s") from e

@@ -1,6 +1,6 @@
 """`python -m signalbox.gateway` runs one gateway."""
 
 from signalbox.core.lifecycle import run
-from signalbox.gateway import app
+from signalbox.gateway.settings import GatewaySettings
 
-run("signalbox.gateway", app.run)
+run("signalbox.gateway", GatewaySettings)

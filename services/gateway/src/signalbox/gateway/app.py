@@ -4,7 +4,7 @@ import asyncio
 
 from prometheus_client import REGISTRY
 
-from signalbox.core import ids, logs, rpc, settings
+from signalbox.core import ids, logs, rpc
 from signalbox.core.clock import SystemClock
 from signalbox.core.grpc_stream import Endpoint
 from signalbox.core.telemetry import Readiness, TelemetryServer
@@ -33,9 +33,8 @@ DELIVERY_LIMIT_S = 5.0
 FOLLOW_UP_S = 5.0
 
 
-async def run(stop: asyncio.Event) -> None:
+async def main(config: GatewaySettings, stop: asyncio.Event) -> None:
     """Serve until `stop` is set. Raises StartupError."""
-    config = settings.load(GatewaySettings)
     logs.configure(ROOM, config.log_level, config.log_format)
     log.info("starting", **config.masked())
     gateway = Gateway(config)

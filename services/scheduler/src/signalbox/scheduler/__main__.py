@@ -1,6 +1,6 @@
 """`python -m signalbox.scheduler`: the scheduler as a process."""
 
 from signalbox.core.lifecycle import run
-from signalbox.scheduler.app import main
+from signalbox.scheduler.settings import SchedulerSettings
 
-run("signalbox.scheduler", main)
+run("signalbox.scheduler", SchedulerSettings)

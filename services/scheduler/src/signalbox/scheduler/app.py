@@ -8,7 +8,6 @@ from signalbox.core import logs, rpc
 from signalbox.core.errors import StartupError
 from signalbox.core.ids import instance_id
 from signalbox.core.lifecycle import patiently, within_start_limit
-from signalbox.core.settings import load
 from signalbox.core.telemetry import Readiness, TelemetryServer
 from signalbox.scheduler.adapters.dispatch import Dispatcher
 from signalbox.scheduler.adapters.gate import NEED, Gate
@@ -36,9 +35,8 @@ _STOP_S = 5.0
 _CANCEL_AGAIN_S = 0.2
 
 
-async def main(stop: asyncio.Event) -> None:
+async def main(settings: SchedulerSettings, stop: asyncio.Event) -> None:
     """Serve until `stop` is set. Raises StartupError."""
-    settings = load(SchedulerSettings)
     logs.configure("scheduler", settings.log_level, settings.log_format)
     log.info("starting", **settings.masked())
     room = Room(settings, REGISTRY)

@@ -5,7 +5,6 @@ import asyncio
 from signalbox.core import logs, rpc
 from signalbox.core.clock import Clock, SystemClock
 from signalbox.core.errors import StartupError
-from signalbox.core.settings import load
 from signalbox.core.telemetry import Readiness, TelemetryServer
 from signalbox.token_refresher.adapters.file_store import FileStore
 from signalbox.token_refresher.adapters.identity import IdentityFiles
@@ -62,9 +61,8 @@ class Room:
             await asyncio.gather(self._following, return_exceptions=True)
 
 
-async def main(stop: asyncio.Event) -> None:
+async def main(settings: TokenRefresherSettings, stop: asyncio.Event) -> None:
     """Serve until `stop` is set. Raises StartupError."""
-    settings = load(TokenRefresherSettings)
     logs.configure("token-refresher", settings.log_level, settings.log_format)
     log.info("starting", **settings.masked())
     clock = SystemClock()

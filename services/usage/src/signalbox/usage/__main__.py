@@ -1,6 +1,6 @@
 """`python -m signalbox.usage`: the usage service as a process."""
 
 from signalbox.core.lifecycle import run
-from signalbox.usage.app import main
+from signalbox.usage.settings import UsageSettings
 
-run("signalbox.usage", main)
+run("signalbox.usage", UsageSettings)

@@ -10,8 +10,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from signalbox.core import logs, rpc
 from signalbox.core.clock import SystemClock
 from signalbox.core.errors import StartupError
-from signalbox.core.lifecycle import patiently, within_start_limit
-from signalbox.core.settings import load
+from signalbox.core.lifecycle import patiently, step_limit_s, within_start_limit
 from signalbox.core.telemetry import Readiness, TelemetryServer
 from signalbox.usage.adapters.engines import open_reader, open_writer
 from signalbox.usage.adapters.ledger import Ledger
@@ -30,21 +29,21 @@ from signalbox.v1.usage_pb2_grpc import add_UsageServicer_to_server
 log = logs.logger(__name__)
 
 SERVICE = usage_pb2.DESCRIPTOR.services_by_name["Usage"].full_name
-PATIENCE_S = 2.0
+RETRY_EVERY_S = 0.2
+MARGIN_S = 1.5    # of the patience, for one more try to end
 
 
-async def main(stop: asyncio.Event) -> None:
+async def main(settings: UsageSettings, stop: asyncio.Event) -> None:
     """Serve until `stop` is set. Raises StartupError."""
-    settings = load(UsageSettings)
     logs.configure("usage", settings.log_level, settings.log_format)
     log.info("starting", **settings.masked())
     clock = SystemClock()
-    readiness = Readiness(NEED)
-    telemetry = TelemetryServer(settings.telemetry_address, readiness)
-    await telemetry.start()
     prices = LedgerPrices.load(settings.prices_file)
     writer, reader = await patiently(settings.start_patience_s, lambda: _open_ledger(settings))
+    readiness = Readiness(NEED)
     readiness.ok(NEED)
+    telemetry = TelemetryServer(settings.telemetry_address, readiness)
+    await telemetry.start()
 
     watchers = Watchers()
     recorder = Recorder(
@@ -89,11 +88,11 @@ async def _open_ledger(settings: UsageSettings) -> tuple[Engine, Engine]:
 
 async def _migrate(writer: Engine) -> bool:
     """Migrate; a database that is still starting, or locked by another replica's migration, gets a moment."""
-    until_s = time.monotonic() + PATIENCE_S
+    until_s = time.monotonic() + step_limit_s() - MARGIN_S
     while True:
         try:
             return await asyncio.to_thread(migrate, writer)
         except OperationalError:
             if time.monotonic() > until_s:
                 raise
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(RETRY_EVERY_S)
