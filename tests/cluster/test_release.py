@@ -1,0 +1,174 @@
+"""A release on a real cluster: it installs, relays, is closed to strangers, cuts no stream while it changes, comes back."""
+
+import json
+import subprocess
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.cluster.conftest import KEY, VALUES, pod_spec
+from tests.cluster.kubectl import CHART, NAMESPACE, WAIT, Cluster
+
+STREAMS = 200
+ROOMS = ("gateway", "scheduler", "token-refresher", "usage", "operator")
+GATEWAY = f"signalbox-gateway.{NAMESPACE}:8080"
+ASK = """
+import json, sys, urllib.request, urllib.error
+body = {"model": "claude-sonnet-5-5", "max_tokens": 64, "messages": [{"role": "user", "content": "hello"}]}
+request = urllib.request.Request("http://GATEWAY/v1/messages", data=json.dumps(body).encode(), headers={
+    "x-api-key": "KEY", "content-type": "application/json", "anthropic-version": "2023-06-01"})
+try:
+    with urllib.request.urlopen(request, timeout=60) as reply:
+        print(json.dumps([reply.status, reply.headers["x-signalbox-request-id"]]))
+except urllib.error.HTTPError as e:
+    print(json.dumps([e.code, e.read().decode()]))
+""".replace("GATEWAY", GATEWAY).replace("KEY", KEY)
+
+
+@pytest.fixture(scope="module")
+def caller(serving: Cluster) -> Cluster:
+    """A stranger's pod in the namespace that can run Python: it is no part of the release."""
+    serving.apply({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "caller"},
+        "spec": {**pod_spec("signalbox", ["sleep", "infinity"]), "terminationGracePeriodSeconds": 1},
+    })
+    serving.run("wait", "--for=condition=Ready", "pod/caller", f"--timeout={WAIT}")
+    return serving
+
+
+def ask(cluster: Cluster) -> Any:
+    return json.loads(cluster.run("exec", "caller", "--", "python3", "-c", ASK))
+
+
+def start_streams(cluster: Cluster, seconds: int, streams: int = STREAMS) -> subprocess.Popen[str]:
+    program = (CHART.parents[2] / "tests/cluster/streams.py").read_text()
+    return cluster.start("exec", "-i", "caller", "--", "python3", "-", GATEWAY, KEY, str(streams), str(seconds), given=program)
+
+
+def all_whole(cluster: Cluster, running: subprocess.Popen[str]) -> int:
+    """Wait for the streams' end; none may have been cut, and each has exactly one row. Return how many there were."""
+    said, errors = running.stdout.read(), running.stderr.read()  # type: ignore[union-attr]
+    assert running.wait(30) == 0, errors[-2000:]
+    found = json.loads(said.strip().splitlines()[-1])
+    assert set(found["counts"]) == {"whole"}, found["counts"]
+    whole = set(found["whole"])
+    assert len(whole) == found["counts"]["whole"] >= STREAMS
+    until_s = time.monotonic() + 60
+    while True:
+        rows = [r["request_id"] for r in cluster.command("requests", "--last", "100000") if r["request_id"] in whole]
+        if len(rows) >= len(whole) or time.monotonic() > until_s:
+            break
+        time.sleep(2)
+    assert len(rows) == len(set(rows)) == len(whole)
+    return len(whole)
+
+
+def test_helm_test_makes_a_relayed_call(installed: Cluster) -> None:
+    assert "Succeeded" in installed.helm("test", "signalbox", f"--timeout={WAIT}")
+
+
+def test_a_call_is_relayed_and_every_room_tells_of_it(caller: Cluster) -> None:
+    status, request_id = ask(caller)
+    assert status == 200, request_id
+    until_s = time.monotonic() + 30
+    while request_id not in {r["request_id"] for r in caller.command("requests")}:
+        assert time.monotonic() < until_s
+        time.sleep(1)
+    for room in ROOMS:
+        assert "left" in caller.run("exec", f"deploy/signalbox-{room}", "--", "signalbox", "accounts", "list")
+
+
+def test_kubectl_shows_accounts_and_keys(caller: Cluster) -> None:
+    shown = caller.run("get", "cla,clp,rk")
+    for word in ("claudeaccount.signalbox.dev/left", "relaykey.signalbox.dev/ada", "Anthropic", "ada@example.com", "True"):
+        assert word in shown
+
+
+@pytest.mark.parametrize(("address", "let_in"), [
+    (GATEWAY, True), (f"signalbox-scheduler.{NAMESPACE}:7001", False), (f"signalbox-usage.{NAMESPACE}:7003", False),
+    (f"signalbox-token-refresher.{NAMESPACE}:7002", False), (f"signalbox-redis.{NAMESPACE}:6379", False),
+    (f"signalbox-postgresql.{NAMESPACE}:5432", False),
+])
+def test_networks_are_closed_to_strangers(caller: Cluster, address: str, let_in: bool) -> None:
+    host, port = address.split(":")
+    try_it = f"import socket; socket.create_connection(({host!r}, {port}), 5); print('open')"
+    assert ("open" in caller.run("exec", "caller", "--", "python3", "-c", try_it, check=False)) is let_in
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_only_the_operator_reads_secrets(installed: Cluster, room: str) -> None:
+    who = f"--as=system:serviceaccount:{NAMESPACE}:signalbox-{room}"
+    for verb in ("get", "list", "create", "update", "patch", "delete"):
+        may = room == "operator" and verb in ("get", "list")
+        assert installed.run("auth", "can-i", verb, "secrets", who, check=False).strip().startswith("yes" if may else "no")
+    assert installed.run("auth", "can-i", "list", "secrets", "-n", "kube-system", who, check=False).startswith("no")
+
+
+def upgrade(cluster: Cluster) -> None:
+    """Roll every room that may roll without a pause: gateways, schedulers, usage."""
+    changed = [f"--set={room}.podAnnotations.rolled={time.time_ns()}" for room in ("gateway", "scheduler", "usage", "operator")]
+    cluster.helm("upgrade", "signalbox", str(CHART), *VALUES, *changed, "--wait", f"--timeout={WAIT}")
+
+
+def evict(cluster: Cluster) -> None:
+    """Evict every gateway and scheduler under their budgets."""
+    for room in ("gateway", "scheduler"):
+        for pod in cluster.pods(room):
+            cluster.evict(pod["metadata"]["name"])
+            cluster.rolled_out(f"deploy/signalbox-{room}")
+
+
+def scale(cluster: Cluster) -> None:
+    """Scale gateways up and down again."""
+    for replicas in (3, 1, 2):
+        cluster.run("scale", "deploy/signalbox-gateway", f"--replicas={replicas}")
+        cluster.rolled_out("deploy/signalbox-gateway")
+        time.sleep(5)
+
+
+@pytest.mark.parametrize(("change", "seconds"), [(upgrade, 150), (evict, 150), (scale, 90)])
+def test_no_stream_is_cut(caller: Cluster, change: Callable[[Cluster], None], seconds: int) -> None:
+    running = start_streams(caller, seconds)
+    try:
+        time.sleep(8)
+        change(caller)
+        took = all_whole(caller, running)
+    finally:
+        running.kill()
+    print(f"{change.__name__}: {took} streams, none cut")
+
+
+def test_an_upgrade_without_changes_rolls_nothing(caller: Cluster) -> None:
+    def generations() -> dict[str, int]:
+        return {o["metadata"]["name"]: o["metadata"]["generation"] for o in caller.get("deploy,sts", "-l", "app.kubernetes.io/instance=signalbox")}
+
+    caller.helm("upgrade", "signalbox", str(CHART), *VALUES, "--wait", f"--timeout={WAIT}")
+    before = generations()
+    caller.helm("upgrade", "signalbox", str(CHART), *VALUES, "--wait", f"--timeout={WAIT}")
+    assert generations() == before
+
+
+def test_service_is_back_within_forty_seconds_of_redis(caller: Cluster) -> None:
+    assert ask(caller)[0] == 200
+    caller.run("delete", "pod", "signalbox-redis-0", "--grace-period=0", "--force", check=False)
+    caller.rolled_out("sts/signalbox-redis")
+    since_s, seen = time.monotonic(), set()
+    while (answer := ask(caller))[0] != 200:
+        seen.add(json.loads(answer[1])["error"]["details"]["error_code"])
+        assert time.monotonic() - since_s < 40, seen
+        time.sleep(0.5)
+    assert seen <= {"scheduler_unavailable", "ledger_unavailable", "overloaded", "pool_limited"}
+
+
+def test_a_reinstall_finds_its_ledger_and_its_documents(caller: Cluster) -> None:
+    before = {r["request_id"] for r in caller.command("requests", "--last", "100000")}
+    caller.helm("uninstall", "signalbox", "--wait", f"--timeout={WAIT}")
+    assert len(caller.get("cla")) == 2
+    caller.helm("install", "signalbox", str(CHART), *VALUES, "--wait", f"--timeout={WAIT}")
+    assert before <= {r["request_id"] for r in caller.command("requests", "--last", "100000")}
+    until_s = time.monotonic() + 60
+    while ask(caller)[0] != 200:
+        assert time.monotonic() < until_s
+        time.sleep(1)
