@@ -13,6 +13,7 @@ from signalbox.cli.output import Format, ReportFormat
 
 if TYPE_CHECKING:
     from signalbox.cli.commands.documents import Home
+    from signalbox.cli.commands.registry import Place
 
 
 class LogFormats(StrEnum):
@@ -32,6 +33,16 @@ Data = Annotated[
 Manifests = Annotated[
     Path | None,
     typer.Option("--manifests", metavar="DIR", show_default=False, help="Documents to edit. Default: the instance's."),
+]
+InCluster = Annotated[
+    bool,
+    typer.Option(
+        "--cluster", help="Work on the documents in the cluster that the kubeconfig (in a pod: its account) names.",
+    ),
+]
+Context = Annotated[
+    str | None,
+    typer.Option("--context", metavar="NAME", show_default=False, help="Context of the kubeconfig; implies --cluster."),
 ]
 Output = Annotated[Format, typer.Option("--output", "-o", help="table for people, json for programs.")]
 ReportOutput = Annotated[ReportFormat, typer.Option("--output", "-o", help="table, json or csv.")]
@@ -67,17 +78,40 @@ class Editing:
 
     manifests: Path | None
     data: Path | None
+    cluster: bool = False
+    context: str | None = None
 
     def home(self) -> "Home":
-        """Return the directory and the running instance, if there is one. Raises BadUsage where neither is known."""
-        from signalbox.cli.commands.documents import Home
-        from signalbox.cli.errors import NotRunning
+        """Return where the documents are: in a cluster, or in a directory with the running instance if there is one.
+
+        Raises BadUsage where none is known.
+        """
+        from signalbox.cli.commands.homes import Files
+        from signalbox.cli.errors import BadUsage, NotRunning
         from signalbox.cli.locate import locate
 
+        if self.cluster or self.context:
+            from signalbox.cli.commands.kubehome import KubeHome
+
+            if self.manifests is not None:
+                raise BadUsage("--manifests and --cluster exclude each other: the documents are in one place")
+            return KubeHome(self.context)
         try:
             target = locate(self.data)
         except NotRunning:
             if self.manifests is None:
                 raise
             target = None
-        return Home.of(target, self.manifests)
+        return Files.of(target, self.manifests)
+
+
+def place(data: Path | None, cluster: bool, context: str | None) -> "Place":
+    """Return where objects are read: a running instance, or a cluster."""
+    if cluster or context:
+        from signalbox.cli.commands.kubehome import KubeHome
+
+        return KubeHome(context)
+    from signalbox.cli.commands.registry import Instance
+    from signalbox.cli.locate import locate
+
+    return Instance(locate(data))

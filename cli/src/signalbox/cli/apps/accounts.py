@@ -1,5 +1,5 @@
 """`signalbox accounts ...`"""
-# ruff: noqa: PLC0415 - imported where it is used, so that --help and check stay quick
+# ruff: noqa: PLC0415, PLR0917 - imported where used, so that --help stays quick; options are parameters
 
 from typing import Annotated
 
@@ -12,36 +12,44 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Accounts: w
 
 
 @app.command("list")
-def list_(data: options.Data = None, output: options.Output = Format.TABLE) -> None:
+def list_(
+    data: options.Data = None, cluster: options.InCluster = False, context: options.Context = None,
+    output: options.Output = Format.TABLE,
+) -> None:
     """Show all accounts with their state, limits and requests in flight."""
     from signalbox.cli.commands.registry import ACCOUNTS, show_list
-    from signalbox.cli.locate import locate
 
-    show_list(locate(data), ACCOUNTS, output)
+    show_list(options.place(data, cluster, context), ACCOUNTS, output)
 
 
 @app.command()
-def describe(name: options.Name, data: options.Data = None, output: options.Output = Format.TABLE) -> None:
+def describe(
+    name: options.Name, data: options.Data = None, cluster: options.InCluster = False, context: options.Context = None,
+    output: options.Output = Format.TABLE,
+) -> None:
     """Show everything about one account."""
     from signalbox.cli.commands.registry import ACCOUNTS
     from signalbox.cli.commands.registry import describe as show
-    from signalbox.cli.locate import locate
 
-    show(locate(data), ACCOUNTS, name, output)
+    show(options.place(data, cluster, context), ACCOUNTS, name, output)
 
 
 @app.command()
 def pause(
     name: options.Name, reason: options.Reason = None, manifests: options.Manifests = None, data: options.Data = None,
+    cluster: options.InCluster = False, context: options.Context = None,
 ) -> None:
     """Take an account out of service, by editing its document."""
-    _set_state(name, "Paused", reason, options.Editing(manifests, data))
+    _set_state(name, "Paused", reason, options.Editing(manifests, data, cluster, context))
 
 
 @app.command()
-def resume(name: options.Name, manifests: options.Manifests = None, data: options.Data = None) -> None:
+def resume(
+    name: options.Name, manifests: options.Manifests = None, data: options.Data = None,
+    cluster: options.InCluster = False, context: options.Context = None,
+) -> None:
     """Put a paused account back into service."""
-    _set_state(name, "Active", None, options.Editing(manifests, data))
+    _set_state(name, "Active", None, options.Editing(manifests, data, cluster, context))
 
 
 @app.command("test")

@@ -20,34 +20,44 @@ def _several(flag: str, metavar: str, help_: str) -> Any:
 
 
 @app.command("list")
-def list_(data: options.Data = None, output: options.Output = Format.TABLE) -> None:
+def list_(
+    data: options.Data = None, cluster: options.InCluster = False, context: options.Context = None,
+    output: options.Output = Format.TABLE,
+) -> None:
     """Show all keys with their state and how much of their limits is used."""
     from signalbox.cli.commands.registry import KEYS, show_list
-    from signalbox.cli.locate import locate
 
-    show_list(locate(data), KEYS, output)
+    show_list(options.place(data, cluster, context), KEYS, output)
 
 
 @app.command()
-def describe(name: options.Name, data: options.Data = None, output: options.Output = Format.TABLE) -> None:
+def describe(
+    name: options.Name, data: options.Data = None, cluster: options.InCluster = False, context: options.Context = None,
+    output: options.Output = Format.TABLE,
+) -> None:
     """Show everything about one key but its text, which nobody knows."""
     from signalbox.cli.commands.registry import KEYS
     from signalbox.cli.commands.registry import describe as show
-    from signalbox.cli.locate import locate
 
-    show(locate(data), KEYS, name, output)
+    show(options.place(data, cluster, context), KEYS, name, output)
 
 
 @app.command()
-def pause(name: options.Name, manifests: options.Manifests = None, data: options.Data = None) -> None:
+def pause(
+    name: options.Name, manifests: options.Manifests = None, data: options.Data = None,
+    cluster: options.InCluster = False, context: options.Context = None,
+) -> None:
     """Refuse a key until it is resumed, by editing its document."""
-    _set_state(name, "Paused", options.Editing(manifests, data))
+    _set_state(name, "Paused", options.Editing(manifests, data, cluster, context))
 
 
 @app.command()
-def resume(name: options.Name, manifests: options.Manifests = None, data: options.Data = None) -> None:
+def resume(
+    name: options.Name, manifests: options.Manifests = None, data: options.Data = None,
+    cluster: options.InCluster = False, context: options.Context = None,
+) -> None:
     """Accept a paused key again."""
-    _set_state(name, "Active", options.Editing(manifests, data))
+    _set_state(name, "Active", options.Editing(manifests, data, cluster, context))
 
 
 @app.command()
@@ -74,6 +84,8 @@ def create(
     ] = False,
     manifests: options.Manifests = None,
     data: options.Data = None,
+    cluster: options.InCluster = False,
+    context: options.Context = None,
     output: options.Output = Format.TABLE,
 ) -> None:
     """Make a new key: writes its document and prints the key, once, on stdout."""
@@ -84,7 +96,7 @@ def create(
         owner=owner, pools=pool, limits=limit, concurrency=concurrency, allow=model, deny=deny_model, clients=client,
         sources=source, expires=expires, lifetime=lifetime,
     )
-    create_key(options.Editing(manifests, data).home(), NewKey(name, spec, secret), output)
+    create_key(options.Editing(manifests, data, cluster, context).home(), NewKey(name, spec, secret), output)
 
 
 @app.command()
@@ -93,13 +105,16 @@ def rotate(
     overlap: Annotated[str, typer.Option(metavar="DURATION", help="How long the former key still works.")] = "24h",
     manifests: options.Manifests = None,
     data: options.Data = None,
+    cluster: options.InCluster = False,
+    context: options.Context = None,
     output: options.Output = Format.TABLE,
 ) -> None:
     """Give a key a new text and print it, once, on stdout."""
     from signalbox.cli.commands.documents import rotate_key
     from signalbox.cli.times import parse_span
 
-    rotate_key(options.Editing(manifests, data).home(), name, parse_span(overlap, "--overlap"), output)
+    home = options.Editing(manifests, data, cluster, context).home()
+    rotate_key(home, name, parse_span(overlap, "--overlap"), output)
 
 
 def _set_state(name: str, state: str, editing: options.Editing) -> None:

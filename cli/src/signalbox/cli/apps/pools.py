@@ -10,19 +10,23 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Pools: whic
 
 
 @app.command("list")
-def list_(data: options.Data = None, output: options.Output = Format.TABLE) -> None:
+def list_(
+    data: options.Data = None, cluster: options.InCluster = False, context: options.Context = None,
+    output: options.Output = Format.TABLE,
+) -> None:
     """Show all pools with their accounts by state."""
     from signalbox.cli.commands.registry import POOLS, show_list
-    from signalbox.cli.locate import locate
 
-    show_list(locate(data), POOLS, output)
+    show_list(options.place(data, cluster, context), POOLS, output)
 
 
 @app.command()
-def describe(name: options.Name, data: options.Data = None, output: options.Output = Format.TABLE) -> None:
+def describe(
+    name: options.Name, data: options.Data = None, cluster: options.InCluster = False, context: options.Context = None,
+    output: options.Output = Format.TABLE,
+) -> None:
     """Show everything about one pool."""
     from signalbox.cli.commands.registry import POOLS
     from signalbox.cli.commands.registry import describe as show
-    from signalbox.cli.locate import locate
 
-    show(locate(data), POOLS, name, output)
+    show(options.place(data, cluster, context), POOLS, name, output)

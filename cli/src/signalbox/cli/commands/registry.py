@@ -1,9 +1,9 @@
-"""`accounts|pools|keys list` and `describe`, and `accounts test`: what the registry and the credentials' keeper say."""
+"""`accounts|pools|keys list`, `describe` and `accounts test`: what an instance's rooms or a cluster's objects say."""
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from signalbox.cli.commands.common import object_id
 from signalbox.cli.errors import CommandFailed
@@ -27,23 +27,43 @@ class Noun:
     columns: Mapping[str, Callable[[Row], str]]
 
 
-def show_list(target: Target, noun: Noun, output: Format) -> None:
+class Place(Protocol):
+    """Where objects are read."""
+
+    def rows(self, kind: str, name: str | None) -> list[Row]:
+        """Return one object of a kind as a row, or all; [] where there is none."""
+        ...
+
+
+@dataclass(frozen=True)
+class Instance:
+    """The objects in force in a running instance."""
+
+    target: Target
+
+    def rows(self, kind: str, name: str | None) -> list[Row]:
+        """Return one object of a kind, or all."""
+        noun = next(n for n in (ACCOUNTS, POOLS, KEYS) if n.kind == kind)
+        return asyncio.run(_rows(self.target, noun, [] if name is None else [object_id(name)]))
+
+
+def show_list(place: Place, noun: Noun, output: Format) -> None:
     """Print all objects of a kind."""
     with progress(f"Reading {noun.plural}"):
-        rows = asyncio.run(_rows(target, noun, []))
+        rows = place.rows(noun.kind, None)
     if output is Format.JSON:
         print_json(rows)
         return
     cells = [[cell(row) for cell in noun.columns.values()] for row in rows]
     print_table(
         list(noun.columns), cells, right=("IN FLIGHT",),
-        empty=f"There are no {noun.plural}: add documents of kind {noun.kind} to the manifests directory.",
+        empty=f"There are no {noun.plural}: add documents of kind {noun.kind}.",
     )
 
 
-def describe(target: Target, noun: Noun, name: str, output: Format) -> None:
+def describe(place: Place, noun: Noun, name: str, output: Format) -> None:
     """Print everything about one object. Raises CommandFailed where there is none of this name."""
-    rows = asyncio.run(_rows(target, noun, [object_id(name)]))
+    rows = place.rows(noun.kind, name)
     if not rows:
         raise CommandFailed(f"there is no {noun.kind} {object_id(name)}: `signalbox {noun.plural} list` shows all")
     if output is Format.JSON:

@@ -113,7 +113,7 @@ def read_document(raw: object, origin: Origin | None = None) -> Document | tuple
 
 
 def _nulls(raw: dict[str, Any], identity: Identity) -> Iterator[FieldPath]:
-    """Yield where a spec holds null, which the API server refuses too; models alone would read it as unset."""
+    """Yield where a spec holds null. The API server drops it in silence; here somebody is told of what they forgot."""
     if identity.kind in SIGNALBOX_KINDS and "spec" in raw:
         yield from _nulls_in(raw.get("spec"), ("spec",))
 

@@ -210,7 +210,7 @@ def _key(key: RelayKey, world: _World, taken: dict[str, str]) -> tuple[CompiledK
     hashes: tuple[CompiledKeyHash, ...] = ()
     pools: tuple[str, ...] = ()
     try:
-        hashes = _claim(key, _hashes(key, world), taken, world.now)
+        hashes = _claim(key, _hashes(key, world), taken, world)
         pools = _pools(spec, namespace, world)
         if missing := [name for name in spec.pools if _pool_id(name, namespace) not in pools]:
             message = f"without {', '.join(missing)}, which do not exist"
@@ -254,13 +254,16 @@ def _hashes(key: RelayKey, world: _World) -> tuple[CompiledKeyHash, ...]:
 
 
 def _claim(
-    key: RelayKey, hashes: tuple[CompiledKeyHash, ...], taken: dict[str, str], now: datetime
+    key: RelayKey, hashes: tuple[CompiledKeyHash, ...], taken: dict[str, str], world: _World
 ) -> tuple[CompiledKeyHash, ...]:
     """Take the hashes for this key, or say which older key has one of them."""
-    live = [h.hash for h in hashes if h.until is None or now < h.until]
+    live = [h.hash for h in hashes if h.until is None or world.now < h.until]
     owner = next((taken[h] for h in live if h in taken), None)
     if owner is not None:
-        raise Unusable(conditions.DUPLICATE_KEY, f"RelayKey {owner} has the same key and is older")
+        # In a cluster the name of another tenant's key is none of this one's business.
+        named = owner.startswith(f"{key.metadata.namespace}/") or not world.policy.cluster
+        whose = f"RelayKey {owner}" if named else "a RelayKey elsewhere"
+        raise Unusable(conditions.DUPLICATE_KEY, f"{whose} has the same key and is older")
     taken.update(dict.fromkeys(live, key.id))
     return hashes
 

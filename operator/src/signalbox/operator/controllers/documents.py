@@ -90,10 +90,10 @@ class Documents:
         loaded = self._board.world.documents()
         desired = await asyncio.to_thread(plan, loaded, self._state, now=datetime.now(UTC), policy=self._policy)
         self._state = desired.state
-        self._board.plan(desired)
         registry, seeds = await self._present()
         actions = [action for action in diff(desired, registry, seeds) if self._still_holds(action, desired)]
         await self._act(actions)
+        self._board.plan(desired)  # after it is in force, for a status must not run ahead of the truth
         if actions:
             log.info("documents_in_force", actions=len(actions))
         self._failure = ""

@@ -91,6 +91,8 @@ _CEL_NAME = (
     " + (has({0}.models) && size({0}.models) > 0 ? ':' + {0}.models.join(',') : ''))"
 )
 _CEL_MODELS = "(has({0}.models) ? {0}.models : [])"
+# Compared first: what a rule may cost is bounded, and comparing sets costs the product of their sizes.
+_CEL_LENGTH = "(has({0}.models) ? size({0}.models.join(',')) : 0)"
 
 
 class KeyLimit(Model):
@@ -155,6 +157,7 @@ class RelayKeySpec(Model):
         Rule(
             cel=(
                 "!has(self.limits) || self.limits.all(a, self.limits.exists_one(b, a.per == b.per &&"
+                f" {_CEL_LENGTH.format('a')} == {_CEL_LENGTH.format('b')} &&"
                 f" sets.equivalent({_CEL_MODELS.format('a')}, {_CEL_MODELS.format('b')})))"
             ),
             message="has two limits for one period and the same models: write them as one",

@@ -1,0 +1,244 @@
+"""A real Kubernetes control plane for tests: etcd, kube-apiserver and kube-controller-manager on loopback ports.
+
+No containers and no root; pods are accepted and never run. The programs come from scripts/k8s/assets.py. As a program
+(`python -m tests.support.control_plane`) it prints a kubeconfig and serves until interrupted. Imports nothing of the
+product.
+"""
+
+import base64
+import contextlib
+import datetime
+import ipaddress
+import json
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.x509.oid import NameOID
+
+ASSETS = Path(__file__).resolve().parents[2] / "scripts" / "k8s" / "assets.py"
+START_LIMIT_S = 90.0
+SERVICES = "10.96.0.0/16"
+
+
+class CannotRun(Exception):
+    """There is no control plane here; the text says why."""
+
+
+def assets() -> Path:
+    """Return the folder with the programs, building them if need be. Raises CannotRun."""
+    asked = subprocess.run([sys.executable, str(ASSETS)], stdout=subprocess.PIPE, stderr=None, text=True, check=False)
+    if asked.returncode != 0:
+        raise CannotRun("no control plane can be had here; the line above says why")
+    return Path(asked.stdout.strip().splitlines()[-1])
+
+
+class ControlPlane:
+    """One control plane in a directory of its own. Use it as a context manager."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.kubeconfig = directory / "admin.kubeconfig"
+        self._programs = assets()
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._etcd, self._peers, self._port, self._manager = _free_ports(4)
+        self.url = f"https://127.0.0.1:{self._port}"
+
+    def __enter__(self) -> "ControlPlane":
+        try:
+            return self.start()
+        except BaseException:
+            self.stop()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> "ControlPlane":
+        """Start and wait until it answers."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.authority = Authority(self.directory)
+        self.authority.server("apiserver")
+        self.identity("admin", groups=("system:masters",))
+        self.identity("controller-manager", user="system:kube-controller-manager")
+        self._spawn(
+            "etcd", "--name=test", f"--data-dir={self.directory}/etcd", "--unsafe-no-fsync", "--log-level=error",
+            f"--listen-client-urls=http://127.0.0.1:{self._etcd}",
+            f"--advertise-client-urls=http://127.0.0.1:{self._etcd}",
+            f"--listen-peer-urls=http://127.0.0.1:{self._peers}",
+            f"--initial-advertise-peer-urls=http://127.0.0.1:{self._peers}",
+            f"--initial-cluster=test=http://127.0.0.1:{self._peers}",
+        )
+        self.start_api()
+        config = self.directory / "controller-manager.kubeconfig"
+        self._spawn(
+            "kube-controller-manager", f"--kubeconfig={config}", f"--authentication-kubeconfig={config}",
+            f"--authorization-kubeconfig={config}", "--leader-elect=false", "--use-service-account-credentials=true",
+            f"--service-account-private-key-file={self.authority.accounts_key}",
+            f"--root-ca-file={self.authority.certificate_file}", "--bind-address=127.0.0.1",
+            f"--secure-port={self._manager}", "--concurrent-gc-syncs=2",
+        )
+        self._wait("a default service account", "/api/v1/namespaces/default/serviceaccounts/default")
+        return self
+
+    def start_api(self) -> None:
+        """Start the API server and wait until it is ready."""
+        a = self.authority
+        self._spawn(
+            "kube-apiserver", f"--etcd-servers=http://127.0.0.1:{self._etcd}", "--bind-address=127.0.0.1",
+            f"--secure-port={self._port}", "--advertise-address=127.0.0.1", "--endpoint-reconciler-type=none",
+            f"--service-cluster-ip-range={SERVICES}", "--authorization-mode=RBAC",
+            f"--client-ca-file={a.certificate_file}", f"--tls-cert-file={self.directory}/apiserver.crt",
+            f"--tls-private-key-file={self.directory}/apiserver.key",
+            "--service-account-issuer=https://kubernetes.default.svc", f"--service-account-key-file={a.accounts_public}",
+            f"--service-account-signing-key-file={a.accounts_key}",
+        )
+        self._wait("the API server", "/readyz")
+
+    def stop_api(self, sig: signal.Signals = signal.SIGKILL) -> None:
+        """Kill the API server; what it knew is in etcd."""
+        process = self._processes.pop("kube-apiserver")
+        process.send_signal(sig)
+        process.wait(30)
+
+    def stop(self) -> None:
+        """Kill everything; the data goes with the directory."""
+        for name in ("kube-controller-manager", "kube-apiserver", "etcd"):
+            if (process := self._processes.pop(name, None)) is not None:
+                process.kill()
+                process.wait(30)
+
+    def identity(self, name: str, *, user: str = "", groups: tuple[str, ...] = (), url: str = "") -> Path:
+        """Return a new kubeconfig of a user with these groups, which reaches the API server at `url`."""
+        certificate, key = self.authority.client(user or name, groups)
+        b64 = lambda data: base64.b64encode(data).decode()  # noqa: E731
+        config = {
+            "apiVersion": "v1", "kind": "Config", "current-context": "test",
+            "clusters": [{"name": "test", "cluster": {
+                "server": url or self.url,
+                "certificate-authority-data": b64(self.authority.certificate_file.read_bytes()),
+            }}],
+            "users": [{"name": name, "user": {
+                "client-certificate-data": b64(certificate), "client-key-data": b64(key),
+            }}],
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": name, "namespace": "default"}}],
+        }
+        path = self.directory / f"{name}.kubeconfig"
+        path.write_text(json.dumps(config))
+        path.chmod(0o600)
+        return path
+
+    def _spawn(self, name: str, *arguments: str) -> None:
+        with open(self.directory / f"{name}.log", "ab") as log:
+            self._processes[name] = subprocess.Popen(
+                [self._programs / name, *arguments], stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+            )
+
+    def _wait(self, what: str, path: str) -> None:
+        context = ssl.create_default_context(cafile=str(self.authority.certificate_file))
+        context.load_cert_chain(*self.authority.files("admin"))
+        until_s = time.monotonic() + START_LIMIT_S
+        while True:
+            dead = [name for name, process in self._processes.items() if process.poll() is not None]
+            if dead or time.monotonic() > until_s:
+                logs = "\n".join(p.read_text(errors="replace")[-600:] for p in self.directory.glob("*.log"))
+                raise AssertionError(f"no {what}; ended: {dead}\n{logs}")
+            with contextlib.suppress(OSError, urllib.error.URLError):
+                with urllib.request.urlopen(self.url + path, context=context, timeout=5):
+                    return
+            time.sleep(0.1)
+
+
+class Authority:
+    """A certificate authority, and the key of service accounts' tokens."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test authority")])
+        self._certificate = self._sign(self._name, self._key.public_key(), authority=True)
+        self.certificate_file = self._write("ca.crt", self._certificate.public_bytes(serialization.Encoding.PEM))
+        accounts = rsa.generate_private_key(65537, 2048)
+        self.accounts_key = self._write("sa.key", _private(accounts))
+        self.accounts_public = self._write("sa.pub", accounts.public_key().public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo,
+        ))
+
+    def server(self, name: str) -> None:
+        """Write a server's key and certificate."""
+        names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+        self._pair(name, x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]), names)
+
+    def client(self, user: str, groups: tuple[str, ...]) -> tuple[bytes, bytes]:
+        """Return a user's certificate and key."""
+        attributes = [x509.NameAttribute(NameOID.ORGANIZATION_NAME, group) for group in groups]
+        subject = x509.Name([*attributes, x509.NameAttribute(NameOID.COMMON_NAME, user)])
+        return self._pair(user.replace(":", "-"), subject, [])
+
+    def files(self, name: str) -> tuple[str, str]:
+        """Return where a pair was written."""
+        return str(self._directory / f"{name}.crt"), str(self._directory / f"{name}.key")
+
+    def _pair(self, name: str, subject: x509.Name, names: list[x509.GeneralName]) -> tuple[bytes, bytes]:
+        key = ec.generate_private_key(ec.SECP256R1())
+        certificate = self._sign(subject, key.public_key(), names=names).public_bytes(serialization.Encoding.PEM)
+        self._write(f"{name}.crt", certificate)
+        self._write(f"{name}.key", _private(key))
+        return certificate, _private(key)
+
+    def _sign(
+        self, subject: x509.Name, key: ec.EllipticCurvePublicKey, *, names: list[x509.GeneralName] | None = None,
+        authority: bool = False,
+    ) -> x509.Certificate:
+        now = datetime.datetime.now(datetime.UTC)
+        builder = (
+            x509.CertificateBuilder().subject_name(subject).issuer_name(self._name).public_key(key)
+            .serial_number(x509.random_serial_number()).not_valid_before(now - datetime.timedelta(hours=1))
+            .not_valid_after(now + datetime.timedelta(days=2))
+            .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
+        )
+        if names:
+            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+        return builder.sign(self._key, hashes.SHA256())
+
+    def _write(self, name: str, data: bytes) -> Path:
+        path = self._directory / name
+        path.touch(0o600)
+        path.write_bytes(data)
+        return path
+
+
+def _private(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption(),
+    )
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def main() -> None:
+    """Serve until interrupted."""
+    with tempfile.TemporaryDirectory() as directory, ControlPlane(Path(directory)) as plane:
+        print(plane.kubeconfig, flush=True)
+        signal.sigwait({signal.SIGINT, signal.SIGTERM})
+
+
+if __name__ == "__main__":
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    main()
