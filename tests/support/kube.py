@@ -129,7 +129,7 @@ class Api:
         for file in sorted(CRDS.glob("*.yaml")):
             self.apply(yaml.safe_load(file.read_text()), force=True)
         within(20, lambda: all(
-            any(c["type"] == "Established" and c["status"] == "True" for c in crd["status"].get("conditions", ()))
+            any(c["type"] == "Established" and c["status"] == "True" for c in (crd["status"].get("conditions") or ()))
             for crd in self.list("CustomResourceDefinition", None)
         ))
         within(20, self._served)

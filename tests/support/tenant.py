@@ -40,7 +40,11 @@ def apply_key(api: Api, namespace: str, name: str = "ada", **spec: object) -> st
 
 def served(release: Release, key: str, limit_s: float = 20.0) -> None:
     """Wait until a key is served."""
-    within(limit_s, lambda: release.call(key)[0] == 200, what="a served request")
+    try:
+        within(limit_s, lambda: release.call(key)[0] == 200)
+    except AssertionError as e:
+        said = "".join(line for room in ("operator", "scheduler", "token_refresher") for line in release.log[room][-15:])
+        raise AssertionError(f"not served: {release.call(key)}\n{said}") from e
 
 
 def tenant(api: Api, release: Release, namespace: str, url: str) -> str:

@@ -20,7 +20,7 @@ from signalbox.resources.reading import Identity
 
 log = logs.logger(__name__)
 
-WATCH_S = 20.0
+WATCH_S = 20  # whole seconds, or the API server refuses
 _DEAD_AFTER_S = 25.0
 _AGAIN_AFTER_S = 1.0
 _BEAT_S = 5.0
@@ -44,6 +44,7 @@ class Watch:
         self._relisted = relisted
         self._beat = beat
         self._stop = threading.Event()
+        self._stop_kopf: Callable[[], object] = lambda: None
         self._thread = threading.Thread(target=self._run, name="kopf", daemon=True)
 
     def start(self) -> None:
@@ -54,6 +55,7 @@ class Watch:
     async def stop(self) -> None:
         """Stop watching."""
         self._stop.set()
+        self._stop_kopf()
         await asyncio.to_thread(self._thread.join, _STOP_S)
 
     # ------------------------------------------------------------------ in kopf's thread
@@ -70,10 +72,15 @@ class Watch:
                 return
 
     async def _operate(self) -> None:
+        # A flag of kopf's own loop: it would wait for a thread's in a thread that outlives it.
+        stop, loop = asyncio.Event(), asyncio.get_running_loop()
+        self._stop_kopf = lambda: None if loop.is_closed() else loop.call_soon_threadsafe(stop.set)
+        if self._stop.is_set():
+            return
         beating = asyncio.create_task(self._keep_beating())
         try:
             await kopf.operator(
-                registry=self._registry(), settings=_settings(), standalone=True, stop_flag=self._stop,
+                registry=self._registry(), settings=_settings(), standalone=True, stop_flag=stop,
                 clusterwide=self._namespaces is None, namespaces=self._namespaces or (),
             )
         finally:
