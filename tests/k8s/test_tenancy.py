@@ -127,7 +127,6 @@ def test_secrets_cannot_be_sent_to_a_host_of_the_attackers(two: Two) -> None:
         "prefix": {"baseURL": "https://api.anthropic.com.evil.example.com"},
         "port": {"baseURL": "https://evil.example.com:443"},
         "insecure": {"baseURL": "http://evil.example.com", "allowInsecure": True},
-        "dot": {"baseURL": "https://api.anthropic.com."},
         "service": {"baseURL": f"http://steal.{two.victim}.svc"},
         "address": {"baseURL": "https://169.254.169.254"},
     }
@@ -153,6 +152,7 @@ def test_the_url_itself_cannot_hide_its_host(two: Two) -> None:
         "https://api.anthropic.com@evil.example.com", "https://evil.example.com#.anthropic.com",
         "https://evil.example.com?.anthropic.com", "https://evil.example.com\\.anthropic.com",
         "https://evil.example.com%2f.anthropic.com", "https://[::1%25eth0]", "//evil.example.com",
+        "https://api.anthropic.com.", "https://api.anthropic.com\nevil.example.com",
     ):
         with pytest.raises(Refusal):
             two.api.apply(placed(account("hidden", url), two.attacker), force=True)
