@@ -84,6 +84,18 @@ class Api:
         query = {"fieldValidation": "Strict", **({"dryRun": "All"} if dry_run else {})}
         return self._call("POST", _of(document), json=document, params=query)
 
+    def try_out(self, document: Document) -> None:
+        """Let the API server judge an object of any kind that it knows, without keeping it. Raises Refusal."""
+        version, metadata = document["apiVersion"], document["metadata"]
+        base = f"/apis/{version}" if "/" in version else f"/api/{version}"
+        [kind] = [r for r in self._call("GET", base)["resources"] if r["kind"] == document["kind"] and "/" not in r["name"]]
+        place = f"/namespaces/{metadata.get('namespace', 'default')}" if kind["namespaced"] else ""
+        query = {"fieldManager": "tests", "force": "true", "fieldValidation": "Strict", "dryRun": "All"}
+        self._call(
+            "PATCH", f"{base}{place}/{kind['name']}/{metadata['name']}", content=json.dumps(document), params=query,
+            headers={"content-type": "application/apply-patch+yaml"},
+        )
+
     def apply(self, document: Document, manager: str = "kubectl", *, force: bool = False) -> Document:
         """Apply an object server-side under strict validation."""
         query = {"fieldManager": manager, "force": str(force).lower(), "fieldValidation": "Strict"}

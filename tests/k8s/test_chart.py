@@ -1,0 +1,96 @@
+"""The Helm chart at a real API server: every combination of values is accepted, upgrades and reinstalls keep what they must."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.deploy.chart import CHART, ROOMS, helm, template
+from tests.deploy.test_chart import MATRIX
+from tests.support.control_plane import ControlPlane
+from tests.support.kube import Api
+
+# Kinds of others, which this API server does not have.
+OTHERS = {"PodMonitor", "PrometheusRule", "ScaledObject", "Certificate", "HTTPRoute"}
+VALUES = ("--set=postgresql.bundled.enabled=true", "--set=rooms.tls.mode=Generated", "--set=crds.install=false")
+
+
+@pytest.mark.parametrize("case", MATRIX)
+def test_the_api_server_takes_every_object(api: Api, case: str) -> None:
+    for namespace in ("relay", "a", "b"):
+        api.namespace(namespace, **{"pod-security.kubernetes.io/enforce": "restricted"})
+    for document in template(*MATRIX[case]):
+        if document["kind"] not in OTHERS:
+            api.try_out(document)
+
+
+class Installation:
+    """helm against the control plane; nothing runs there, but every object is kept as it would be."""
+
+    def __init__(self, plane: ControlPlane, namespace: str) -> None:
+        self._environment = {**os.environ, "KUBECONFIG": str(plane.kubeconfig)}
+        self._namespace = namespace
+
+    def helm(self, *arguments: str) -> None:
+        command = [helm(), "--namespace", self._namespace, *arguments]
+        ran = subprocess.run(command, env=self._environment, capture_output=True, text=True, check=False)
+        assert ran.returncode == 0, ran.stderr
+
+    def objects(self, api: Api, path: str) -> dict[str, Any]:
+        found = api._call("GET", f"/{path.replace('NS', self._namespace)}")["items"]
+        return {o["metadata"]["name"]: o for o in found if o.get("type") != "helm.sh/release.v1"}
+
+    def generations(self, api: Api) -> dict[str, int]:
+        found = {}
+        for plural in ("deployments", "statefulsets"):
+            items = self.objects(api, f"apis/apps/v1/namespaces/NS/{plural}")
+            found |= {name: o["metadata"]["generation"] for name, o in items.items()}
+        return found
+
+    def secrets(self, api: Api) -> dict[str, Any]:
+        return {n: o["data"] for n, o in self.objects(api, "api/v1/namespaces/NS/secrets").items()}
+
+
+@pytest.fixture
+def installation(plane: ControlPlane, api: Api, ns: str) -> Iterator[Installation]:
+    found = Installation(plane, ns)
+    found.helm("install", "signalbox", str(CHART), *VALUES)
+    yield found
+    found.helm("uninstall", "signalbox", "--ignore-not-found")
+
+
+def test_only_rooms_that_read_a_setting_are_rolled(api: Api, installation: Installation) -> None:
+    first = installation.generations(api)
+    assert len(first) == 7
+    installation.helm("upgrade", "signalbox", str(CHART), *VALUES)
+    assert installation.generations(api) == first
+    installation.helm("upgrade", "signalbox", str(CHART), *VALUES, "--set=gateway.maxBufferedBytes=99999999")
+    second = installation.generations(api)
+    assert {name for name in first if first[name] != second[name]} == {"signalbox-gateway"}
+
+
+def test_secrets_outlive_upgrades_and_reinstalls(api: Api, installation: Installation) -> None:
+    first = installation.secrets(api)
+    assert set(first) == {f"signalbox-{s}" for s in ("rooms", "rooms-tls", "redis", "postgresql", "token-refresher")}
+    installation.helm("upgrade", "signalbox", str(CHART), *VALUES)
+    assert installation.secrets(api) == first
+    installation.helm("uninstall", "signalbox")
+    assert not installation.generations(api)
+    installation.helm("install", "signalbox", str(CHART), *VALUES)
+    assert installation.secrets(api) == first
+
+
+def test_only_the_operator_reads_secrets_and_nobody_writes_them(api: Api, installation: Installation, ns: str) -> None:
+    for room in ROOMS:
+        for verb in ("get", "list", "watch", "create", "update", "patch", "delete"):
+            for namespace in (ns, "kube-system"):
+                asked = api._call("POST", "/apis/authorization.k8s.io/v1/subjectaccessreviews", json={
+                    "apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "spec": {
+                        "user": f"system:serviceaccount:{ns}:signalbox-{room}",
+                        "resourceAttributes": {"namespace": namespace, "verb": verb, "resource": "secrets"},
+                    },
+                })
+                expected = room == "operator" and verb in ("get", "list", "watch") and namespace == ns
+                assert asked["status"]["allowed"] is expected, (room, verb, namespace)
