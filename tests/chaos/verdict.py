@@ -244,7 +244,7 @@ def _recoveries(verdict: Verdict, storm: Storm) -> None:
     for number, struck in enumerate(storm.struck):
         until_s = storm.struck[number + 1].began_s if number + 1 < len(storm.struck) else float("inf")
         ended = [
-            call.seen.ended_s for call in storm.calls
+            min(call.seen.ended_s, until_s) for call in storm.calls
             if struck.began_s <= call.seen.began_s < until_s and (call.seen.failed or call.seen.kind in OUTAGE - {"pool_limited"})
         ]
         took_s = max(0.0, max(ended, default=struck.ended_s) - struck.ended_s)

@@ -43,11 +43,20 @@ FLAPS: dict[str, tuple[bool, dict[str, Any]]] = {
 }
 ILL_S, WELL_S, FLAPPING_S = 2.0, 3.0, 14.0
 
+# What ends soon enough is waited for, by a first attempt as by a later one; what does not is refused at once.
+# One that hung or broke off is not asked again by the same request (test_faults_table.py).
+SHORT: dict[str, dict[str, Any]] = {
+    "429 with retry-after": {"status": 429, "retry_after": 2},
+    "529": {"status": 529},
+    "an error event": {"error_event": {"type": "overloaded_error", "at": "message_start"}},
+}
+
 LAYOUTS = {
     "rests": Layout(), "hammered": Layout("a"), "probed": Layout(), "heals": Layout("a"), "benched": Layout(),
     "hold": Layout(), "model": Layout(), "group": Layout("abc", {"a": {"limitGroup": "g"}, "b": {"limitGroup": "g"}}),
     "stale": Layout(), "counting": Layout(), "denied": Layout("a"), "bounded": Layout("abcde", pool_spec={"failover": {"maxAttempts": 4}}),
     "refuse": Layout(pool_spec={"affinity": {"mode": "Session", "onUnavailable": "Refuse"}}),
+    **{f"waits{number}": Layout("a", pool_spec={"queue": {"maxWait": "6s"}}) for number in range(len(SHORT) + 1)},
     **{f"flap{number}": Layout() for number in range(len(FLAPS))},
 }
 
@@ -168,6 +177,31 @@ def test_a_last_429_is_pool_limited_in_pools_that_refuse_to_move_as_well(stands:
         assert (refused.status, refused.error_code) == (429, "pool_limited")
         assert 1 <= int(refused.retry_after) <= 20
     assert not stand.received("b")
+
+
+@pytest.mark.parametrize("name", list(SHORT))
+def test_a_lone_account_that_rests_shortly_is_waited_for(stands: Stands, load: Load, name: str) -> None:
+    stand = stands[f"waits{list(SHORT).index(name)}"]
+    stand.script("a", SHORT[name])
+    begun = [stand.begin(load, stream=True)]
+    time.sleep(0.5)
+    begun += [stand.begin(load, stream=True) for _ in range(3)]
+    seen = [one.result(60) for one in begun]
+    print(f"\n{name}: {count(seen)}, attempts {[one.attempts for one in seen]}")
+    assert count(seen) == {"whole": 4}
+    assert [one.attempts for one in seen] == [2, 1, 1, 1]
+    assert len(stand.received("a")) == 5
+    agree(stands, seen)
+
+
+def test_a_lone_account_that_rests_long_is_not_waited_for(stands: Stands, load: Load) -> None:
+    stand = stands["waits3"]
+    stand.script("a", standing={"status": 429, "retry_after": 40})
+    for attempts in (1, 0):
+        seen = stand.ask(load)
+        assert (seen.status, seen.error_code, seen.attempts) == (429, "pool_limited", attempts)
+        assert 30 <= int(seen.retry_after) <= 40
+        assert seen.ended_s - seen.began_s < 6 - SLACK_S
 
 
 # ---------------------------------------------------------------------------------------------- breakers
