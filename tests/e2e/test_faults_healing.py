@@ -301,8 +301,11 @@ def test_an_account_that_owes_money_is_left_alone(stands: Stands, load: Load) ->
     seen = [stand.ask(load, stream=number % 2 == 0) for number in range(5)]
     assert [stand.server(one) for one in seen] == ["b"] * 5
     assert len(stand.received("a")) == 1
+    [account] = [row for row in stands.instance.json("accounts", "list") if row["name"] == stand.account("a")]
+    assert (account["available"], account["reason"], account["limited_until"]) == (False, "BillingError", None)
+    seen.append(stand.ask(load))
     agree(stands, seen)
-    first, later = (stands.instance.json("explain", one.request_id) for one in (seen[0], seen[1]))
+    first, later = (stands.instance.json("explain", one.request_id) for one in (seen[0], seen[-1]))
     assert [(row["account"], row["outcome"], row["reason"]) for row in first] == [
         (f"default/{stand.account('a')}", "upstream_error", "billing"), (f"default/{stand.account('b')}", "ok", "")]
     assert first[1]["decision"]["excluded"] == {"tried": 1}
@@ -313,8 +316,6 @@ def test_an_account_that_owes_money_is_left_alone(stands: Stands, load: Load) ->
     assert "attempt 1" in told
     assert "billing" in told
     assert "2 attempts" in told
-    [account] = [row for row in stands.instance.json("accounts", "list") if row["name"] == stand.account("a")]
-    assert (account["available"], account["reason"], account["limited_until"]) == (False, "BillingError", None)
 
 
 def test_an_organisation_on_hold_sees_nothing_more(stands: Stands, load: Load) -> None:

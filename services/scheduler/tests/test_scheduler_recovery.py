@@ -145,9 +145,17 @@ async def test_the_documents_are_put_again_by_whoever_knows_them(stage, make):
 
 
 async def test_admission_waits_for_documents_that_nobody_knows_any_more(stage, make):
-    """Redis was flushed while no scheduler ran: until somebody puts the documents again, no key is called invalid."""
+    """Redis was flushed while no scheduler ran: until somebody puts the documents again, no key is called invalid.
+
+    Those who put them learn from any scheduler, not only from the one that recovers, that there are none.
+    """
     stage.ledger.counters = [bucket(requests=3)]
-    stub = await stage.add(opens=False)
+    stub, other = await stage.add(opens=False), await stage.add(opens=False)
+    for scheduler in (stub, other):
+        async with asyncio.timeout(5):
+            async for event in scheduler.WatchObjects(pb.WatchObjectsRequest()):
+                assert event.type == pb.ObjectEvent.SYNCED
+                break
     for _ in range(5):
         assert (await stub.Admit(make.ask("ada"), timeout=5)).denial.error_code == "scheduler_unavailable"
         await asyncio.sleep(0.2)

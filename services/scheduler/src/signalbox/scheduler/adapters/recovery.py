@@ -111,6 +111,8 @@ class Recovery:
     async def _help(self) -> None:
         """Make this scheduler's gateways known to the one that recovers, and pass on who delivered."""
         epoch = self._store.epoch
+        if not self._registry.loaded.is_set():
+            await self._registry.reload()
         self._sessions.ask(epoch)
         await self._note_gateways(epoch)
 

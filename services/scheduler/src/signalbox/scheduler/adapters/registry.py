@@ -53,6 +53,8 @@ class Registry:
         self._usage = usage
         self._lock = asyncio.Lock()
         self._unseen: set[tuple[str, str]] = set()
+        self.loaded = asyncio.Event()
+        """Set once it was read: it can be written from then on, though admission may still wait for what is written."""
         self._transitions = Transitions(store)
         self._moved: dict[tuple[str, str], Object] = {}
         self.watchers: set[Watcher] = set()
@@ -133,6 +135,7 @@ class Registry:
             self._view.snapshot.version = -1
             while await self._read_page():
                 pass
+        self.loaded.set()
 
     async def _read_page(self) -> bool:
         """Apply one page of changes; return whether there may be more."""

@@ -127,7 +127,7 @@ class SchedulerService(SchedulerServicer):
         watcher = Watcher(request.kinds)
         self._registry.watchers.add(watcher)
         try:
-            await self._gate.wait_open()
+            await self._registry.loaded.wait()  # not for admission: that may wait for whoever puts documents
             for whole in await self._registry.listing(request.kinds, (), with_status=True):
                 yield pb.ObjectEvent(type=pb.ObjectEvent.PUT, object=whole, epoch=self._store.epoch)
             yield pb.ObjectEvent(type=pb.ObjectEvent.SYNCED, epoch=self._store.epoch)
