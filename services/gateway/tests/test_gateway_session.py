@@ -133,6 +133,21 @@ async def test_without_a_scheduler_the_caller_is_told_in_time(connect: Connect, 
             await session.admit(pb.AdmitRequest(request_id="r1"))
 
 
+async def test_what_may_have_been_granted_unheard_is_given_back(connect: Connect, scheduler: Running) -> None:
+    session = await connect(scheduler.address)
+    await session.inspect(pb.InspectRequest())
+    scheduler.fake.mute = True
+    retry = pb.RetryRequest(failed=pb.SettleRequest(lease_id="r2.1"))
+    async with asyncio.timeout(5):
+        for lost in (session.admit(pb.AdmitRequest(request_id="r1")), session.retry(retry)):
+            with pytest.raises(SchedulerUnavailable):
+                await lost
+        scheduler.fake.mute = False
+        while len(given := {(s.lease_id, s.unused) for b in scheduler.fake.got for s in b.settles}) < 2:
+            await asyncio.sleep(0.02)
+    assert given == {("r1.1", True), ("r2.2", True)}
+
+
 async def test_settles_are_repeated_until_acknowledged(connect: Connect, scheduler: Running) -> None:
     session = await connect(scheduler.address)
     await session.inspect(pb.InspectRequest())

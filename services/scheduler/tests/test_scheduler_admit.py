@@ -76,6 +76,20 @@ async def test_a_grant_that_nobody_used_is_not_counted(stage, make):
     assert (await stub.Admit(make.ask("ada"), timeout=5)).denial.error_code == "key_limit_requests"
 
 
+async def test_a_grant_that_got_lost_is_given_back_by_its_name(stage, make):
+    stub = await stage.add()
+    key = make.key("ada", concurrency=1, limits=[make.limit("Total", requests=1)])
+    await stage.put(make.account("a"), make.pool("default", "a"), key)
+    asked = make.ask("ada")
+    lost = pb.SettleRequest(lease_id=f"{asked.request_id}.1", unused=True)
+    await stub.Settle(lost, timeout=5)  # nothing was granted yet, so there is nothing to give back
+    assert (await stub.Admit(asked, timeout=5)).HasField("grant")
+    for _ in range(2):
+        await stub.Settle(lost, timeout=5)
+    assert (await stub.Admit(make.ask("ada"), timeout=5)).HasField("grant")
+    assert (await stub.Admit(make.ask("ada"), timeout=5)).HasField("denial")
+
+
 KEY_DENIALS = [
     ("paused", {"state": "Paused"}, {}, "key_paused"),
     ("expired", {"expiresAt": "2020-01-01T00:00:00Z"}, {}, "key_expired"),

@@ -151,8 +151,10 @@ class PriceBook:
         return entry.rates_for(usage).of(usage) * factor, assumed
 
     def _entry(self, model: str, at: datetime) -> tuple[_Entry, bool]:
-        at_ms = int(at.timestamp() * 1000)
         entries = self._entries_of(model)
+        if entries is not None and len(entries) == 1:
+            return entries[0], False
+        at_ms = int(at.timestamp() * 1000)
         if entries is not None:
             return _in_force(entries, at_ms), False
         provider = next((p for start, p in _OTHER_PROVIDERS if start.match(base_name(model))), "anthropic")

@@ -18,6 +18,7 @@ from signalbox.core.grpc_stream import Endpoint, Stream
 from signalbox.gateway.domain.ports import OpenLease, SchedulerUnavailable
 from signalbox.gateway.domain.records import unsent
 from signalbox.v1 import scheduler_pb2 as pb
+from signalbox.v1.common_pb2 import OUTCOME_UPSTREAM_ERROR
 
 log = logs.logger(__name__)
 
@@ -45,6 +46,7 @@ class _Asked(Generic[Request, Response]):
     request: Request
     answer: asyncio.Future[Response]
     give_up_s: float
+    may_be_taken: bool                  # a scheduler may have heard of it
     waits_until_s: float | None = None  # for an account, as the scheduler said
 
 
@@ -150,7 +152,7 @@ class SchedulerSession:
     ) -> Awaitable[Response]:
         request.seq = self._next_seq()
         answer: asyncio.Future[Response] = self._loop.create_future()
-        pending[request.seq] = _Asked(request, answer, self._give_up_s())
+        pending[request.seq] = _Asked(request, answer, self._give_up_s(), may_be_taken=self.connected)
         batch.append(request)
         self._want()
         return answer
@@ -225,7 +227,10 @@ class SchedulerSession:
             [asked.request for asked in self._retries.values()],
         )
         self._settling.clear()
-        if self._inspects or self._admits or self._retries:
+        asked_again: list[_Asked[Any, Any]] = [*self._admits.values(), *self._retries.values()]
+        for asked in asked_again:
+            asked.may_be_taken = True
+        if self._inspects or asked_again:
             self._want()
         for settle in self._settles.values():
             self._send_settle(settle)
@@ -332,6 +337,10 @@ class SchedulerSession:
         """Settle a lease that came too late for its request."""
         self.settle(unsent(grant))
 
+    def _forgo(self, lease_id: str) -> None:
+        """Give back what may have been granted without our hearing of it: the answer, or its scheduler, is lost."""
+        self.settle(pb.SettleRequest(lease_id=lease_id, outcome=OUTCOME_UPSTREAM_ERROR, unused=True))
+
     async def _answer_deliver_journal(self, epoch: str) -> None:
         if not await self._deliver_journal():
             return
@@ -353,8 +362,11 @@ class SchedulerSession:
             await asyncio.sleep(SWEEP_EVERY_S)
             now_s = self._loop.time()
             _give_up(self._inspects, now_s)
-            _give_up(self._admits, now_s)
-            _give_up(self._retries, now_s)
+            for admit in _give_up(self._admits, now_s):
+                self._forgo(f"{admit.request_id}.1")
+            for retry in _give_up(self._retries, now_s):
+                request_id, _, attempt = retry.failed.lease_id.rpartition(".")
+                self._forgo(f"{request_id}.{int(attempt) + 1}")
             self._watch_silence(now_s)
 
     def _watch_silence(self, now_s: float) -> None:
@@ -378,9 +390,14 @@ def _request_id(request: pb.AdmitRequest | pb.RetryRequest) -> str:
     return request.failed.lease_id.rpartition(".")[0]
 
 
-def _give_up(pending: dict[int, _Asked[Request, Response]], now_s: float) -> None:
+def _give_up(pending: dict[int, _Asked[Request, Response]], now_s: float) -> list[Request]:
+    """Forget what nobody waits for any more; return what a scheduler may have taken all the same."""
     late = [seq for seq, asked in pending.items() if asked.answer.done() or asked.give_up_s < now_s]
+    taken = []
     for seq in late:
-        answer = pending.pop(seq).answer
-        if not answer.done():
-            answer.set_exception(SchedulerUnavailable("no scheduler answered in time"))
+        asked = pending.pop(seq)
+        if not asked.answer.done():
+            asked.answer.set_exception(SchedulerUnavailable("no scheduler answered in time"))
+        if asked.may_be_taken:
+            taken.append(asked.request)
+    return taken

@@ -31,7 +31,12 @@ def billed_tokens(usage: TokenUsage) -> tuple[int, int]:
 
 
 def settlement(view: View, request: SettleRequest) -> Settle:
-    """Return the operation that settles a lease. Raises ValueError for a token that is none."""
+    """Return the operation that settles a lease. Raises ValueError for a token that is none.
+
+    A lease that was not used may be given back by its id alone, by a gateway that never heard of the grant.
+    """
+    if request.unused and not request.lease_token:
+        return Settle(id=request.lease_id, unused=1)
     head, blob = read_token(request.lease_token)
     asked = AdmitRequest.FromString(blob)
     taken, given, cost = 0, 0, 0

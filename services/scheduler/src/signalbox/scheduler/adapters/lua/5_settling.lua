@@ -66,7 +66,9 @@ end
 -- Ends a lease; `keep_slot` leaves the key's slot taken. Repeating it changes nothing.
 local function settle(q, token, now, keep_slot)
   local stored = lease_of(q.id)
-  if not stored then
+  if not stored and token == '' then -- was not granted, or is given back already
+    return {'known'}
+  elseif not stored then
     return settle_unknown(q, read_token(token), now)
   end
   local head = read_token(stored)
