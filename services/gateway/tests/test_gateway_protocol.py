@@ -521,7 +521,7 @@ async def test_slow_callers_do_not_hold_connections(gate, wire, first, code):
 async def test_a_head_that_trickles_is_not_waited_for(gate, wire):
     reader, writer = await gate.client.connect()
     began_s = time.monotonic()
-    with pytest.raises(ConnectionError):
+    with pytest.raises((ConnectionError, RuntimeError)):  # uvloop says the latter where the end was noticed before
         for byte in b"POST /v1/messages HTTP/1.1\r\nx-slow: " + b"y" * 1000:
             writer.write(bytes([byte]))
             await writer.drain()
