@@ -10,6 +10,7 @@ from typing import Protocol
 
 from signalbox.core.ids import new_id
 from signalbox.gateway.domain.buffers import Buffers
+from signalbox.gateway.domain.caller import Caller
 from signalbox.gateway.domain.refusal import Refusal
 
 UNCHECKED_BODY_BYTES = 64 << 10
@@ -61,15 +62,13 @@ class Exchange:
     """Request side: `read_body`, `body`. Answer side: `start`, `send`, `respond`, `break_off`."""
 
     def __init__(
-        self, line: Line, buffers: Buffers, *, route: str, query: bytes, headers: list[Header], peer: str,
-        length: int | None, max_body: int, expects_continue: bool, keep_alive: bool, http10: bool, now_s: float,
+        self, line: Line, buffers: Buffers, *, route: str, query: bytes, caller: Caller, length: int | None, max_body: int, expects_continue: bool, keep_alive: bool, http10: bool, now_s: float,
     ) -> None:
         self._line = line
         self._buffers = buffers
         self.route = route
         self.query = query
-        self.headers = headers
-        self.peer = peer
+        self.caller = caller
         self.request_id = new_id("sbx_req_")
         self.started_s = now_s
         self.keep_alive = keep_alive

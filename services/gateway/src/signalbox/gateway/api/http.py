@@ -20,7 +20,7 @@ from signalbox.gateway.api.answers import JSON, render
 from signalbox.gateway.api.keycheck import KeyCheck
 from signalbox.gateway.api.routes import plain_path
 from signalbox.gateway.domain import records
-from signalbox.gateway.domain.caller import plain_address
+from signalbox.gateway.domain.caller import Caller, plain_address
 from signalbox.gateway.domain.key_limits import ratelimit_headers
 from signalbox.gateway.domain.models import Model, page, visible
 from signalbox.gateway.domain.order import Order
@@ -156,7 +156,7 @@ class CallerRoutes:
         order = Order(request.state.request_id, route)
         peer = plain_address(request.client.host) if request.client is not None else ""
         try:
-            self._keys.identify(order, request.scope["headers"], peer)
+            self._keys.identify(order, Caller(request.scope["headers"], peer))
             return await self._keys.inspect(
                 order, with_limits=with_limits, with_accounts=with_accounts, allowed=allowed,
             )

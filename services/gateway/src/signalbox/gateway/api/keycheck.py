@@ -6,12 +6,11 @@ Only unknown keys are remembered, and for two seconds; that a key may be used is
 from collections.abc import Sequence
 
 from signalbox.core.clock import Clock
-from signalbox.gateway.domain.caller import MISTYPED, Header, Network, is_mistyped, key_hash, source_address
+from signalbox.gateway.domain.caller import MISTYPED, Caller, Network, is_mistyped
 from signalbox.gateway.domain.order import Order
 from signalbox.gateway.domain.ports import Scheduler, SchedulerUnavailable
 from signalbox.gateway.domain.refusal import Refusal, from_denial, scheduler_unavailable
 from signalbox.v1.scheduler_pb2 import Denial, InspectResponse
-from signalbox.wire.clients import identify
 
 UNKNOWN_KEPT_S = 2.0
 MAX_UNKNOWN = 10_000
@@ -26,12 +25,13 @@ class KeyCheck:
         self._clock = clock
         self._unknown: dict[bytes, tuple[float, Denial]] = {}
 
-    def identify(self, order: Order, headers: list[Header], peer: str) -> None:
+    def identify(self, order: Order, caller: Caller) -> None:
         """Note in `order` who calls. Raises Refusal where no usable key is presented or the key is known unknown."""
-        order.fields = dict(headers)
-        order.client = identify(order.fields)
-        order.source = source_address(peer, headers, self._trusted)
-        order.key_hash = key_hash(headers)
+        order.fields = caller.fields
+        try:
+            caller.identify(self._trusted)
+        finally:
+            order.client, order.source, order.key_hash = caller.client, caller.source, caller.key_hash
         known = self._unknown.get(order.key_hash)
         if known is not None and self._clock.monotonic_s() < known[0]:
             raise from_denial(known[1])

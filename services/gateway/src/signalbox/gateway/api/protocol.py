@@ -17,7 +17,7 @@ from signalbox.gateway.api.answers import to_unreadable
 from signalbox.gateway.api.exchange import Exchange, Header
 from signalbox.gateway.api.routes import relayed_target
 from signalbox.gateway.domain.buffers import Buffers
-from signalbox.gateway.domain.caller import plain_address
+from signalbox.gateway.domain.caller import Caller, plain_address
 from signalbox.gateway.settings import GatewaySettings
 
 log = logs.logger(__name__)
@@ -37,6 +37,10 @@ class Relay(Protocol):
     async def serve(self, exchange: Exchange) -> None:
         """Answer `exchange`; never raises."""
         ...
+
+
+def _expects_continue(fields: dict[bytes, bytes]) -> bool:
+    return fields.get(b"expect", b"").lower() == b"100-continue"
 
 
 class _Unserved(Exception):
@@ -74,6 +78,8 @@ class RelayProtocol(HttpToolsProtocol):
         self._idle_timer: asyncio.TimerHandle
         self._idle_since_s = 0.0
         self._peer = ""
+        self._caller: Caller | None = None
+        self._length: bytes | None = None    # the content-length header, kept apart: it alone differs between requests
 
     @classmethod
     def bind(cls, relay: Relay, settings: GatewaySettings, buffers: Buffers) -> type["RelayProtocol"]:
@@ -110,6 +116,8 @@ class RelayProtocol(HttpToolsProtocol):
         for name, value in self.headers:
             if name != b"upgrade":
                 head += (name, b": ", value, b"\r\n")
+        if self._length is not None:
+            head += (b"content-length: ", self._length, b"\r\n")
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self.data_received(b"".join((*head, b"\r\n", rest)))
@@ -160,6 +168,7 @@ class RelayProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         self.url = b""
         self.headers = []
+        self._length = None
         self.expect_100_continue = False
         self._reading = _Reading.HEAD
         self._reading_since_s = self.loop.time()
@@ -168,10 +177,15 @@ class RelayProtocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._reading is not _Reading.HEAD:
             return  # a trailer: nobody's header
-        self.headers.append((name.lower(), value))
+        name = name.lower()
+        if name == b"content-length":
+            self._length = value
+        else:
+            self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        if self.parser.get_method() == b"CONNECT":
+        method = self.parser.get_method()
+        if method == b"CONNECT":
             raise _Unserved("This is no proxy: CONNECT is not served.")
         if self.parser.should_upgrade():
             self._offered_upgrade = True
@@ -180,17 +194,18 @@ class RelayProtocol(HttpToolsProtocol):
         self._reading = _Reading.BODY
         if self._head_bytes + self._feeding > MAX_HEAD_BYTES and self._head_size() > MAX_HEAD_BYTES:
             raise _Unserved(_HEAD_TOO_LARGE)
-        length = self._read_framing()
-        route, query = relayed_target(self.parser.get_method(), self.url)
+        route, query = relayed_target(method, self.url)
         if route is None:
             self._incoming = None
             self._begin_for_application()
             super().on_headers_complete()
             return
+        caller = self._caller
+        if caller is None or caller.headers != self.headers:
+            caller = self._caller = Caller(self.headers, self._peer)
         exchange = Exchange(
-            self, self.buffers, route=route, query=query, headers=self.headers, peer=self._peer,
-            length=length, max_body=self.settings.max_body_bytes,
-            expects_continue=self.expect_100_continue, keep_alive=self.parser.should_keep_alive(),
+            self, self.buffers, route=route, query=query, caller=caller, length=self._declared_length(caller),
+            max_body=self.settings.max_body_bytes, expects_continue=_expects_continue(caller.fields), keep_alive=self.parser.should_keep_alive(),
             http10=self.parser.get_http_version() == "1.0", now_s=self._reading_since_s,
         )
         self._incoming = exchange
@@ -201,26 +216,22 @@ class RelayProtocol(HttpToolsProtocol):
         else:
             self._activate(exchange)
 
-    def _read_framing(self) -> int | None:
+    def _declared_length(self, caller: Caller) -> int | None:
         """Return the body's declared length, None where it is chunked; llhttp has refused contradictions."""
-        length: int | None = 0
-        for name, value in self.headers:
-            if name == b"content-length":
-                length = int(value)
-            elif name == b"transfer-encoding":
-                length = None
-            elif name == b"expect" and value.lower() == b"100-continue":
-                self.expect_100_continue = True
-        return length
+        if b"transfer-encoding" in caller.fields:
+            return None
+        return int(self._length or 0)
 
     def _head_size(self) -> int:
         return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
 
     def _begin_for_application(self) -> None:
         """Let uvicorn lay out its scope, which relayed requests do without."""
-        url, headers, expects = self.url, self.headers, self.expect_100_continue
+        url, headers = self.url, self.headers
+        if self._length is not None:
+            headers.append((b"content-length", self._length))
         super().on_message_begin()
-        self.url, self.headers, self.expect_100_continue = url, headers, expects
+        self.url, self.headers, self.expect_100_continue = url, headers, _expects_continue(dict(headers))
         self.scope["headers"] = headers
 
     def on_body(self, body: bytes) -> None:

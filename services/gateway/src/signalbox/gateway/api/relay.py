@@ -85,7 +85,7 @@ class RequestRelay:
     # ---------------------------------------------------------------- before the first attempt
 
     async def _serve(self, exchange: Exchange, order: Order) -> None:
-        self._keys.identify(order, exchange.headers, exchange.peer)
+        self._keys.identify(order, exchange.caller)
         if not exchange.complete:
             await self._keys.inspect(order)
         await exchange.read_body()

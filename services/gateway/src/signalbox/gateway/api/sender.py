@@ -58,7 +58,7 @@ class _Sending:
         target = origin.path + UPSTREAM_PATHS[self.order.route]
         query = forwarded_query(exchange.query)
         head = request_head(
-            target + b"?" + query if query else target, origin.authority, exchange.headers, self.credential.headers,
+            target + b"?" + query if query else target, origin.authority, exchange.caller, self.credential.headers,
             len(body),
         )
         return head, body

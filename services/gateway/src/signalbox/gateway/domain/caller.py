@@ -1,4 +1,4 @@
-"""Who is calling, by what the request itself presents: the relay key, the source address, the session.
+"""Who is calling, by what the request itself presents: the relay key, the client, the source address, the session.
 
 Whether the key may is the scheduler's decision; here it is only found and hashed.
 """
@@ -9,6 +9,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 
 from signalbox.core import keys
 from signalbox.gateway.domain.refusal import Refusal
+from signalbox.wire.clients import identify
 
 KEY_HEADERS = frozenset((b"x-api-key", b"authorization", b"x-goog-api-key", b"api-key"))
 SESSION_DIGEST_BYTES = 16
@@ -21,6 +22,29 @@ MISTYPED = (
     "This relay key is not known here, and its check digits do not agree: it may be mistyped or cut short. "
     "Copy it again."
 )
+
+
+class Caller:
+    """What a request's headers present. A connection's requests mostly send the same ones: then they are read once."""
+
+    __slots__ = ("client", "fields", "headers", "heads", "key_hash", "peer", "source")
+
+    def __init__(self, headers: list[Header], peer: str) -> None:
+        """`headers` have lower-case names; `peer` is the connection's other end."""
+        self.headers = headers
+        self.peer = peer
+        self.fields = dict(headers)
+        self.client = ""
+        self.source = ""
+        self.key_hash = b""
+        self.heads: dict[tuple[bytes, bytes, tuple[Header, ...]], bytes] = {}   # kept by sending.request_head
+
+    def identify(self, trusted: Sequence[Network]) -> None:
+        """Find out client program, source address and key. Raises Refusal where no usable key is presented."""
+        if not self.key_hash:
+            self.client = identify(self.fields)
+            self.source = source_address(self.peer, self.headers, trusted)
+            self.key_hash = key_hash(self.headers)
 
 
 def key_hash(headers: Iterable[Header]) -> bytes:
