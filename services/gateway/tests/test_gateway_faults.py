@@ -1,6 +1,7 @@
 """What callers, accounts and the ledger see when providers misbehave: the fault table, over real sockets."""
 
 import asyncio
+import errno
 import json
 
 import pytest
@@ -536,3 +537,23 @@ async def test_usage_of_message_start_is_noted_before_the_stream_ends(gate, wire
     assert (lease.usage.input_tokens, lease.output_tokens, lease.served_model) == (10, 2, "claude-sonnet-5-5-20260901")
     writer.transport.abort()
     await gate.quiet()
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+async def test_a_gateway_out_of_file_descriptors_blames_no_account(gate, wire, number):
+    await gate.provider()
+    await gate.provider()
+
+    async def dial(route, factory, tls):
+        raise OSError(number, "Too many open files")
+
+    gate.pool._dial = dial
+    reply = await gate.client.post(wire.BODY)
+    assert (reply.status, reply.error_code) == (503, "overloaded")
+    assert int(reply.headers["retry-after"]) > 0
+    await gate.quiet()
+    assert gate.scheduler.retries == []
+    [settle] = gate.scheduler.settles
+    assert (settle.effect.kind, settle.had_content) == (NONE, False)
+    [row] = gate.journal.rows
+    assert (row.outcome, row.reason, row.sent) == (OUTCOME_UPSTREAM_ERROR, "overloaded", False)

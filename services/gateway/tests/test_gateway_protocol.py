@@ -1,6 +1,7 @@
 """The public port over raw sockets: routes, keys, body rules, bounds, pipelining, hostile and odd requests."""
 
 import asyncio
+import hashlib
 import json
 import sys
 import time
@@ -196,6 +197,28 @@ async def test_sessions_are_named_by_a_keyed_digest(gate, wire, ok):
     assert digests[3] == digests[4]
     assert len(set(digests)) == 5
     assert [a.session_derived for a in asked] == [False, False, False, True, True, True, False]
+
+
+async def test_each_request_of_a_connection_speaks_for_itself(gate, wire, ok):
+    provider = await gate.provider()
+    provider.standing = ok
+    bodies = [{**wire.BODY, "max_tokens": n} for n in (1, 1000, 1, 7, 7)]
+    keys = ["the-first-relay-key", "the-first-relay-key", "the-second-relay-key", "the-second-relay-key", "the-first-relay-key"]
+    agents = ["claude-cli/2", "claude-cli/2", "claude-cli/2", "Anthropic/Python", "claude-cli/2"]
+    reader, writer = await gate.client.connect()
+    for n, (body, key, agent) in enumerate(zip(bodies, keys, agents, strict=True)):
+        gate.credentials.versions["default/a1"] = n
+        writer.write(gate.client.message(json.dumps(body).encode(), headers={"x-api-key": key, "user-agent": agent}))
+        assert (await gate.client.read(reader)).status == 200
+    writer.close()
+    assert [json.loads(body) for _, body in provider.requests] == bodies
+    asked = gate.scheduler.admits
+    assert [a.key_hash for a in asked] == [hashlib.sha256(key.encode()).digest() for key in keys]
+    assert [a.client for a in asked] == ["ClaudeCode"] * 3 + ["AnthropicSDK", "ClaudeCode"]
+    for n, (head, _) in enumerate(provider.requests):
+        assert b"x-api-key: secret-default/a1-%d\r\n" % n in head
+        assert b"user-agent: %b\r\n" % agents[n].encode() in head
+        assert b"relay-key" not in head
 
 
 async def test_admission_is_told_what_the_body_says(gate, wire, ok):
@@ -568,3 +591,77 @@ async def test_nobody_else_is_believed_about_addresses(gate, wire, ok):
     await gate.provider(ok)
     await gate.client.post(wire.BODY, x_forwarded_for="203.0.113.9")
     assert gate.scheduler.admits[0].source_address == "127.0.0.1"
+
+
+# -------------------------------------------------------------------------------- connections without a key
+
+
+async def closed(reader):
+    async with asyncio.timeout(2):
+        try:
+            return await reader.read() == b""
+        except ConnectionResetError:
+            return True
+
+
+@pytest.mark.gateway_settings(max_strangers=3)
+@pytest.mark.parametrize("held", [b"", b"POST /v1/mess", "body", "key_invalid"])
+async def test_the_longest_standing_stranger_makes_room(gate, wire, ok, held):
+    provider = await gate.provider()
+    provider.standing = ok
+    if held == "body":
+        held = gate.client.message(b"{", headers={"content-length": "60000"})
+    if held == "key_invalid":
+        gate.scheduler.denial = Denial(error_code="key_invalid", message="No such key.")
+        held = gate.client.message(json.dumps(wire.BODY).encode())
+    strangers = []
+    for _ in range(3):
+        strangers.append(await gate.client.connect())
+        strangers[-1][1].write(held)
+        await asyncio.sleep(0.05)
+    if gate.scheduler.denial is not None:
+        for reader, _ in strangers:
+            assert (await gate.client.read(reader)).error_code == "key_invalid"
+        gate.scheduler.denial = None
+        gate.keys._unknown.clear()
+    known = []
+    for _ in range(3):
+        known.append(await gate.client.connect())
+        known[-1][1].write(gate.client.message(json.dumps(wire.BODY).encode()))
+        assert (await gate.client.read(known[-1][0])).status == 200
+    assert await closed(strangers[0][0])
+    assert not any(reader.at_eof() for reader, _ in strangers[1:])
+    for reader, writer in known:     # those whose key is known are not counted
+        writer.write(gate.client.message(json.dumps(wire.BODY).encode()))
+        assert (await gate.client.read(reader)).status == 200
+    for _, writer in (*known, *strangers):
+        writer.close()
+
+
+@pytest.mark.gateway_settings(max_strangers=1)
+async def test_a_stranger_whose_request_is_under_way_is_answered_first(gate, wire):
+    release = asyncio.Event()
+
+    async def slow(w):
+        await release.wait()
+        w.answer(200, wire.MESSAGE)
+
+    await gate.provider(slow)
+    original, asking = gate.scheduler.admit, asyncio.Event()
+
+    async def admit(request):
+        await asking.wait()
+        return await original(request)
+
+    gate.scheduler.admit = admit
+    reader, writer = await gate.client.connect()
+    writer.write(gate.client.message(json.dumps(wire.BODY).encode()))
+    await asyncio.sleep(0.05)
+    _, other = await gate.client.connect()
+    await asyncio.sleep(0.05)
+    asking.set()
+    release.set()
+    reply = await gate.client.read(reader)
+    assert (reply.status, reply.headers["connection"]) == (200, "close")
+    writer.close()
+    other.close()

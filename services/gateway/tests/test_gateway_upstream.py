@@ -1,11 +1,15 @@
 """Connections to providers over real sockets: TLS, keep-alive, odd and hostile answers, the pool's bounds."""
 
 import asyncio
+import contextlib
+import os
+import resource
 import ssl
 import subprocess
 
 import pytest
 
+from signalbox.gateway.adapters.upstream import MAX_HEAD_BYTES, MAX_HEADERS
 from signalbox.gateway.adapters.upstream_pool import Route, Unreachable, UpstreamPool, origin_of
 from signalbox.gateway.domain.events import Lost
 
@@ -124,6 +128,27 @@ async def test_a_handshake_that_does_not_end_is_unreachable_in_time(pool):
     server.close()
 
 
+async def test_want_of_file_descriptors_is_no_fault_of_the_provider(pool, serve):
+    port = await serve(OK)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = [os.open(os.devnull, os.O_RDONLY)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used[0] + 8, before[1]))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                used.append(os.open(os.devnull, os.O_RDONLY))
+        with pytest.raises(Unreachable) as caught:
+            await pool.connect(Route("a", f"http://127.0.0.1:{port}"), 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        for descriptor in used:
+            os.close(descriptor)
+    assert caught.value.own_fault
+    with pytest.raises(Unreachable) as caught:
+        await pool.connect(Route("a", "http://127.0.0.1:1"), 1)
+    assert not caught.value.own_fault
+
+
 async def test_nothing_goes_direct_where_a_proxy_is_asked_for(pool, serve):
     with pytest.raises(Unreachable):
         await pool.connect(Route("a", f"http://127.0.0.1:{await serve(OK)}", "socks5://127.0.0.1:1"), 1)
@@ -148,6 +173,9 @@ async def test_nothing_goes_direct_where_a_proxy_is_asked_for(pool, serve):
     (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n" + b"t: x\r\n" * 90_000, False, Lost.MALFORMED, False),
     (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nt: " + b"y" * 600_000, False, Lost.MALFORMED, False),
     (b"HTTP/1.1 103 Early\r\nlink: x\r\n\r\n" * 10_000, False, Lost.MALFORMED, False),
+    (OK.replace(b"\r\n\r\n", b"\r\n" + b"n: v\r\n" * (MAX_HEADERS - 2) + b"\r\n"), False, "whole", True),
+    (OK.replace(b"\r\n\r\n", b"\r\n" + b"n: v\r\n" * (MAX_HEADERS - 1) + b"\r\n"), False, Lost.MALFORMED, False),
+    (OK.replace(b"\r\n\r\n", b"\r\nn: " + b"v" * MAX_HEAD_BYTES + b"\r\n\r\n"), False, Lost.MALFORMED, False),
     (b"HTTP/1.1 101 Switching\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n", False, Lost.MALFORMED, False),
 ])
 async def test_how_answers_end(pool, serve, raw, close, result, kept):

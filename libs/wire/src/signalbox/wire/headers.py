@@ -26,26 +26,39 @@ _NOT_DOWNSTREAM_PREFIXES = (b"anthropic-ratelimit-", b"anthropic-priority-", b"a
 
 def upstream(headers: Headers) -> Headers:
     """Return the client's headers that go to the provider."""
-    named = _named_by_connection(headers)
-    return [
-        (name, value) for name, value in headers
-        if name not in _NOT_UPSTREAM and name not in named and not name.startswith(b"x-signalbox-")
-    ]
+    return _but_for_named(headers, [header for header in headers if _UPSTREAM[header[0]]])
 
 
 def downstream(headers: Headers) -> Headers:
     """Return the provider's headers that go to the client. The caller frames the body itself (length, chunks)."""
-    named = _named_by_connection(headers)
-    return [
-        (name, value) for name, value in headers
-        if name not in _NOT_DOWNSTREAM and name not in named and not name.startswith(_NOT_DOWNSTREAM_PREFIXES)
-    ]
+    return _but_for_named(headers, [header for header in headers if _DOWNSTREAM[header[0]]])
 
 
-def _named_by_connection(headers: Headers) -> frozenset[bytes]:
-    for name, value in headers:
-        if name == b"connection" and value.lower() not in (b"keep-alive", b"close"):
-            return frozenset(
-                part.strip().lower() for n, v in headers if n == b"connection" for part in v.split(b",")
-            )
-    return frozenset()
+def _but_for_named(headers: Headers, passing: Headers) -> Headers:
+    """Take out what a `connection` header names as belonging to the connection."""
+    options = [value for name, value in headers if name == b"connection"]
+    if not options:
+        return passing
+    named = frozenset(part.strip().lower() for value in options for part in value.split(b","))
+    return [header for header in passing if header[0] not in named]
+
+
+class _Passing(dict[bytes, bool]):
+    """Whether a header of this name passes; remembered, as names are few and asked about at every request."""
+
+    def __init__(self, stopped: frozenset[bytes], prefixes: tuple[bytes, ...]) -> None:
+        super().__init__()
+        self._stopped = stopped
+        self._prefixes = prefixes
+
+    def __missing__(self, name: bytes) -> bool:
+        passes = name not in self._stopped and not name.startswith(self._prefixes)
+        if len(self) < MAX_REMEMBERED and len(name) <= MAX_REMEMBERED_BYTES:
+            self[name] = passes
+        return passes
+
+
+MAX_REMEMBERED = 1024
+MAX_REMEMBERED_BYTES = 64
+_UPSTREAM = _Passing(_NOT_UPSTREAM, (b"x-signalbox-",))
+_DOWNSTREAM = _Passing(_NOT_DOWNSTREAM, _NOT_DOWNSTREAM_PREFIXES)

@@ -67,6 +67,12 @@ class GatewaySettings(RoomSettings):
         description="Request bodies and withheld answers that this process keeps in memory; beyond it new requests "
         "get `overloaded`. Set it below the memory limit of the process, with room for the process itself.",
     )
+    max_strangers: int = Field(
+        1000, ge=1,
+        description="Connections on which no valid key has been presented yet. Beyond it the one that has been there "
+        "for longest is closed to make room. Each may hold up to 128 KiB of a request. Raise it where very many "
+        "callers connect at one moment, or health checks keep connections.",
+    )
     max_body_bytes: int = Field(
         32 * MIB, ge=1024,
         description="The largest request body. The provider refuses more than 32 MiB anyway; lower it to protect "

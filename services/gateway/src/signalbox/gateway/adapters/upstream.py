@@ -11,12 +11,18 @@ import httptools
 
 from signalbox.gateway.domain.events import Lost, ResponseHead
 
-MAX_BARE_BYTES = 256 << 10    # of heads, trailers and framing in a row, without any of the body
+MAX_HEAD_BYTES = 32 << 10     # of an answer's head: callers' clients stop at twice that and earlier
+MAX_HEADERS = 128
+MAX_BARE_BYTES = 256 << 10    # of trailers and framing in a row, without any of the body
 _JOIN_BELOW = 64 << 10
 
 
 Skim = Callable[[bytes], int]
 Onward = Callable[[bytes], None]
+
+
+class _HeadTooLarge(Exception):
+    """Stops the parser: this head is not passed on."""
 
 
 class Receiver(Protocol):
@@ -39,7 +45,6 @@ class Connection(asyncio.Protocol):
         self._forget = forget
         self._transport: asyncio.Transport
         self._receiver: Receiver | None = None
-        self._parser: httptools.HttpResponseParser
         self._paused = False
         self.closed = False
         self.idle_since_s = 0.0
@@ -59,11 +64,11 @@ class Connection(asyncio.Protocol):
         self._skim: Skim | None = None
         self._onward: Onward
         self.moved = False    # something went the short way since this was last set to False
+        self._parser = httptools.HttpResponseParser(self)   # last: it looks up the callbacks above once
 
     def send(self, head: bytes, body: bytes, receiver: Receiver) -> None:
         """Write a whole request; its answer goes to `receiver`."""
         self._receiver = receiver
-        self._parser = httptools.HttpResponseParser(self)
         if len(body) < _JOIN_BELOW:
             self._transport.write(head + body)
         else:
@@ -125,7 +130,7 @@ class Connection(asyncio.Protocol):
         self._between_chunks = self._chunk_ended and data.endswith(b"\r\n")   # else the next size has begun
         if self._parts:
             self._bare_bytes = 0
-        elif self._bare_bytes > MAX_BARE_BYTES and not self._complete:
+        elif self._bare_bytes > (MAX_BARE_BYTES if self._in_body else MAX_HEAD_BYTES) and not self._complete:
             self._lose(Lost.MALFORMED)
             return
         self._hand_over()
@@ -159,14 +164,22 @@ class Connection(asyncio.Protocol):
         self._informational = status < 200
         if self._informational or self._complete:
             return
-        framed = status in (204, 304) or any(
-            name == b"content-length" or (name == b"transfer-encoding" and b"chunked" in value.lower())
-            for name, value in self._headers
+        if len(self._headers) > MAX_HEADERS:
+            raise _HeadTooLarge
+        if self._bare_bytes > MAX_HEAD_BYTES and self._head_size() > MAX_HEAD_BYTES:
+            raise _HeadTooLarge
+        head = ResponseHead(status, self._headers)
+        framed = (
+            b"content-length" in head.fields or status in (204, 304)
+            or b"chunked" in head.fields.get(b"transfer-encoding", b"").lower()
         )
-        self._until_close = not framed
+        head.until_close = self._until_close = not framed
         self._in_body = True
         self._keep_alive = framed and self._parser.should_keep_alive()  # the parser forgets it at the message's end
-        self._new_head = ResponseHead(status, self._headers, self._until_close)
+        self._new_head = head
+
+    def _head_size(self) -> int:
+        return sum(len(name) + len(value) + 4 for name, value in self._headers)
 
     def on_chunk_header(self) -> None:
         self._chunk_ended = False

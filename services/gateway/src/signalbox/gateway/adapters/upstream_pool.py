@@ -5,6 +5,7 @@ Dialling is a seam: proxies get a dialler of their own beside `dial_direct`.
 
 import asyncio
 import contextlib
+import errno
 import ssl
 import time
 from collections import deque
@@ -17,14 +18,17 @@ from urllib.parse import urlsplit
 from signalbox.gateway.adapters.upstream import Connection
 
 _SWEEP_S = 5.0
+# Out of file descriptors, of memory, or of local ports: true of this machine, whoever is dialled.
+_OWN_FAULTS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL))
 
 
 class Unreachable(Exception):
-    """No connection could be made. `timed_out` tells silence from refusal."""
+    """No connection could be made. `timed_out` tells silence from refusal; `own_fault`: this process has no room."""
 
-    def __init__(self, why: str, *, timed_out: bool = False) -> None:
+    def __init__(self, why: str, *, timed_out: bool = False, own_fault: bool = False) -> None:
         super().__init__(why)
         self.timed_out = timed_out
+        self.own_fault = own_fault
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +123,8 @@ class UpstreamPool:
         except TimeoutError as e:
             raise Unreachable("no connection in time", timed_out=True) from e
         except (OSError, ssl.SSLError, UnicodeError) as e:
-            raise Unreachable(type(e).__name__) from e
+            own_fault = isinstance(e, OSError) and e.errno in _OWN_FAULTS
+            raise Unreachable(type(e).__name__, own_fault=own_fault) from e
         if connection.closed:
             raise Unreachable("closed at once")
         self._routes[connection] = route
@@ -137,7 +142,9 @@ class UpstreamPool:
 
     def _release(self, connection: Connection) -> None:
         route = self._routes[connection]
-        idle = self._idle.setdefault(route, deque())
+        idle = self._idle.get(route)
+        if idle is None:
+            idle = self._idle[route] = deque()
         if len(idle) >= self._idle_per_route:
             connection.close()
             return

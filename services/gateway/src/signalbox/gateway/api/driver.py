@@ -1,47 +1,59 @@
 """Carries one attempt out: moves bytes between a provider's connection and the caller's, as the machine says.
 
-Callbacks only; nothing here awaits, so that a byte never waits for bookkeeping.
+Callbacks only; nothing here awaits, so that a byte never waits for bookkeeping. Content that needs no decision takes
+the short way from the connection to the caller (upstream.Connection.pass_on) and does not come by here.
 """
 
 import asyncio
-from collections.abc import Callable
 
 from signalbox.gateway.adapters.upstream import Connection
+from signalbox.gateway.api.answers import begin_providers
 from signalbox.gateway.api.exchange import Exchange
+from signalbox.gateway.domain import records
 from signalbox.gateway.domain.attempt import Attempt
 from signalbox.gateway.domain.buffers import Buffers
 from signalbox.gateway.domain.events import Finish, Lost, ResponseHead, Step
-from signalbox.gateway.domain.ports import OpenLease
+from signalbox.gateway.domain.order import Order
+from signalbox.gateway.domain.ports import Journal, OpenLease
 from signalbox.gateway.domain.refusal import Refusal
+from signalbox.gateway.domain.usage import token_usage
+from signalbox.v1.usage_pb2 import AttemptEvent
+from signalbox.wire.sse import StreamReader
 
 
 class Driver:
     """Implements upstream.Receiver for one attempt. `done` is resolved when the attempt has ended."""
 
+    __slots__ = (
+        "_attempt", "_buffers", "_connection", "_counted", "_due_s", "_event", "_exchange", "_journal", "_lease",
+        "_order", "done", "loop",
+    )
+
     def __init__(
-        self, attempt: Attempt, exchange: Exchange, connection: Connection, lease: OpenLease, buffers: Buffers,
-        *, begin: Callable[[ResponseHead, int | None], None], on_message_start: Callable[[], None],
+        self, attempt: Attempt, *, exchange: Exchange, order: Order, event: AttemptEvent, lease: OpenLease,
+        journal: Journal, buffers: Buffers,
     ) -> None:
         self.loop = asyncio.get_running_loop()
+        self.done: asyncio.Future[None] = self.loop.create_future()
         self._attempt = attempt
         self._exchange = exchange
-        self._connection: Connection | None = connection
+        self._order = order
+        self._event = event
         self._lease = lease
+        self._journal = journal
         self._buffers = buffers
         self._counted = 0
-        self._begin = begin
-        self._on_message_start = on_message_start
-        self.done: asyncio.Future[None] = self.loop.create_future()
+        self._connection: Connection | None = None
         self._due_s = attempt.deadline_s
 
-    def start(self, head: bytes, body: bytes) -> None:
+    def start(self, connection: Connection, head: bytes, body: bytes) -> None:
         """Write the request and follow its answer."""
         exchange = self._exchange
         exchange.on_gone = self._client_gone
         exchange.on_full = self._full
         exchange.on_drained = self._drained
-        assert self._connection is not None
-        self._connection.send(head, body, self)
+        self._connection = connection
+        connection.send(head, body, self)
         if exchange.full:
             self._full()  # an earlier answer on the same connection is not read yet
 
@@ -67,8 +79,7 @@ class Driver:
         step = self._attempt.received(head, data, whole, self.loop.time())
         reader = self._attempt.reader
         if reader is not None and reader.message_start_seen and self._lease.reader is None:
-            self._lease.reader = reader
-            self._on_message_start()
+            self._note_start(reader)
         self._carry_out(step)
         if head is not None and step.finish is None:
             self._due_s = self._attempt.deadline_s  # what is waited for now has a limit of its own
@@ -76,6 +87,10 @@ class Driver:
     def lost(self, how: Lost) -> None:
         self._connection = None
         self._carry_out(self._attempt.lost(how, self.loop.time()))
+
+    def _note_start(self, reader: StreamReader) -> None:
+        self._lease.reader = reader
+        self._journal.note(self._event, records.started(self._event, token_usage(reader.usage), reader.model))
 
     # ---------------------------------------------------------------- caller and clock
 
@@ -101,16 +116,20 @@ class Driver:
             self._finish(step)
             return
         if step.head is not None:
-            self._begin(step.head, None)
-            self._exchange.release_body()
-            self._count_held(0)
-            self._due_s = self._attempt.deadline_s
-            if self._connection is not None and self._attempt.reader is not None and self._exchange.chunked:
-                self._connection.pass_on(self._attempt.reader.skim, self._exchange.onward)
+            self._commit(step.head)
         if step.data:
             self._exchange.send(step.data, last=False)
         elif self._attempt.held_bytes != self._counted:
             self._count_held(self._attempt.held_bytes)
+
+    def _commit(self, head: ResponseHead) -> None:
+        """Begin the caller's answer: from here on a stream's content may go the short way."""
+        begin_providers(self._exchange, self._order, head, None)
+        self._exchange.release_body()
+        self._count_held(0)
+        self._due_s = self._attempt.deadline_s
+        if self._connection is not None and self._attempt.reader is not None and self._exchange.chunked:
+            self._connection.pass_on(self._attempt.reader.skim, self._exchange.onward)
 
     def _finish(self, step: Step) -> None:
         exchange = self._exchange
@@ -118,10 +137,11 @@ class Driver:
         if self._connection is not None:
             self._connection.abandon()
             self._connection = None
-        self._count_held(0)
+        if self._counted:
+            self._count_held(0)
         if step.head is not None:
             streamed = self._attempt.reader is not None
-            self._begin(step.head, None if streamed else len(step.data))
+            begin_providers(exchange, self._order, step.head, None if streamed else len(step.data))
         if step.finish is Finish.WHOLE:
             exchange.send(step.data, last=True)
         elif step.finish is Finish.BREAK:

@@ -41,6 +41,10 @@ class Line(Protocol):
         """Read on."""
         ...
 
+    def known(self) -> None:
+        """Learn that a valid key was presented."""
+        ...
+
     def answered(self, exchange: "Exchange", reusable: bool) -> None:
         """Learn that the answer is written; close unless `reusable`."""
         ...
@@ -62,7 +66,8 @@ class Exchange:
     """Request side: `read_body`, `body`. Answer side: `start`, `send`, `respond`, `break_off`."""
 
     def __init__(
-        self, line: Line, buffers: Buffers, *, route: str, query: bytes, caller: Caller, length: int | None, max_body: int, expects_continue: bool, keep_alive: bool, http10: bool, now_s: float,
+        self, line: Line, buffers: Buffers, *, route: str, query: bytes, caller: Caller, length: int | None,
+        max_body: int, expects_continue: bool, keep_alive: bool, http10: bool, now_s: float,
     ) -> None:
         self._line = line
         self._buffers = buffers
@@ -191,6 +196,10 @@ class Exchange:
     def full(self) -> bool:
         """Whether the caller does not keep up with what was written."""
         return self._line.is_full()
+
+    def known(self) -> None:
+        """Note that the caller's key is a valid one."""
+        self._line.known()
 
     def hung_up(self) -> None:
         """Learn that the caller's connection is gone."""

@@ -16,6 +16,7 @@ from signalbox.core import logs
 from signalbox.gateway.api.answers import to_unreadable
 from signalbox.gateway.api.exchange import Exchange, Header
 from signalbox.gateway.api.routes import relayed_target
+from signalbox.gateway.api.strangers import Strangers
 from signalbox.gateway.domain.buffers import Buffers
 from signalbox.gateway.domain.caller import Caller, plain_address
 from signalbox.gateway.settings import GatewaySettings
@@ -59,6 +60,7 @@ class RelayProtocol(HttpToolsProtocol):
     relay: Relay
     settings: GatewaySettings
     buffers: Buffers
+    strangers: Strangers
     write: Callable[[bytes], None]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -71,6 +73,7 @@ class RelayProtocol(HttpToolsProtocol):
         self._feeding = 0
         self._ahead_bytes = 0
         self._offered_upgrade = False
+        self._unknown = False
         self._incoming: Exchange | None = None
         self._active: Exchange | None = None
         self._lingering = False
@@ -84,13 +87,18 @@ class RelayProtocol(HttpToolsProtocol):
     @classmethod
     def bind(cls, relay: Relay, settings: GatewaySettings, buffers: Buffers) -> type["RelayProtocol"]:
         """Return the class with what its connections share."""
-        return type("BoundRelayProtocol", (cls,), {"relay": relay, "settings": settings, "buffers": buffers})
+        return type("BoundRelayProtocol", (cls,), {
+            "relay": relay, "settings": settings, "buffers": buffers,
+            "strangers": Strangers(settings.max_strangers),
+        })
 
     # ---------------------------------------------------------------- asyncio
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.write = transport.write
+        self._unknown = True
+        self.strangers.enter(self)
         self._peer = plain_address(self.client[0]) if self.client else ""
         self._idle_since_s = self.loop.time()
         self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._idle_expired)
@@ -135,6 +143,7 @@ class RelayProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._idle_timer.cancel()
+        self.strangers.leave(self)
         if self._read_timer is not None:
             self._read_timer.cancel()
         for exchange in self._exchanges():
@@ -162,6 +171,15 @@ class RelayProtocol(HttpToolsProtocol):
             exchange.keep_alive = False
         if not owed:
             super().shutdown()
+
+    def make_room(self) -> None:
+        """Close, after the answer that somebody is working on if there is one."""
+        exchange = self._active
+        waiting_for_body = exchange is not None and not exchange.begun
+        if waiting_for_body or self.cycle is None or self.cycle.response_complete:
+            self.transport.abort()
+        else:
+            self.shutdown()
 
     # ---------------------------------------------------------------- httptools
 
@@ -205,8 +223,9 @@ class RelayProtocol(HttpToolsProtocol):
             caller = self._caller = Caller(self.headers, self._peer)
         exchange = Exchange(
             self, self.buffers, route=route, query=query, caller=caller, length=self._declared_length(caller),
-            max_body=self.settings.max_body_bytes, expects_continue=_expects_continue(caller.fields), keep_alive=self.parser.should_keep_alive(),
-            http10=self.parser.get_http_version() == "1.0", now_s=self._reading_since_s,
+            max_body=self.settings.max_body_bytes, expects_continue=_expects_continue(caller.fields),
+            keep_alive=self.parser.should_keep_alive(), http10=self.parser.get_http_version() == "1.0",
+            now_s=self._reading_since_s,
         )
         self._incoming = exchange
         busy = self.cycle is not None and not self.cycle.response_complete
@@ -294,6 +313,11 @@ class RelayProtocol(HttpToolsProtocol):
 
     def go_on(self) -> None:
         self.flow.resume_reading()
+
+    def known(self) -> None:
+        if self._unknown:
+            self._unknown = False
+            self.strangers.leave(self)
 
     def answered(self, exchange: Exchange, reusable: bool) -> None:
         if reusable:

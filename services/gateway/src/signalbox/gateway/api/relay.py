@@ -88,6 +88,7 @@ class RequestRelay:
         self._keys.identify(order, exchange.caller)
         if not exchange.complete:
             await self._keys.inspect(order)
+            exchange.known()
         await exchange.read_body()
         try:
             order.facts = read_request(exchange.body)
@@ -101,7 +102,10 @@ class RequestRelay:
             raise scheduler_unavailable() from e
         if answer.HasField("denial"):
             self._keys.remember(order, answer.denial)
+            if answer.denial.key_id:
+                exchange.known()
             raise from_answer(answer)
+        exchange.known()
         order.key_id, order.owner = answer.grant.key_id, answer.grant.owner
         await self._relay(exchange, order, answer)
 

@@ -4,19 +4,17 @@ The intent is on disk before the first byte leaves; the outcome is written befor
 """
 
 import asyncio
-from dataclasses import dataclass
 
 from signalbox.core.clock import Clock
 from signalbox.gateway.adapters.upstream import Connection
 from signalbox.gateway.adapters.upstream_pool import Route, Unreachable, UpstreamPool, origin_of
-from signalbox.gateway.api.answers import begin_providers
 from signalbox.gateway.api.driver import Driver
 from signalbox.gateway.api.exchange import ClientGone, Exchange
 from signalbox.gateway.api.routes import UPSTREAM_PATHS, forwarded_query
 from signalbox.gateway.domain import records
 from signalbox.gateway.domain.attempt import Attempt
 from signalbox.gateway.domain.buffers import Buffers
-from signalbox.gateway.domain.events import Ending, ResponseHead
+from signalbox.gateway.domain.events import Ending
 from signalbox.gateway.domain.order import Order
 from signalbox.gateway.domain.ports import (
     Credential,
@@ -28,40 +26,11 @@ from signalbox.gateway.domain.ports import (
 )
 from signalbox.gateway.domain.request import Course
 from signalbox.gateway.domain.sending import request_head
-from signalbox.gateway.domain.usage import token_usage
 from signalbox.v1.scheduler_pb2 import AdmitResponse, Grant
 from signalbox.v1.usage_pb2 import AttemptEvent
 from signalbox.wire.request import rewrite_model
 
 TICK_S = 0.25    # how late an attempt's time limit may be noticed
-
-
-@dataclass(slots=True)
-class _Sending:
-    """All that one attempt is made of."""
-
-    exchange: Exchange
-    order: Order
-    grant: Grant
-    attempt: Attempt
-    event: AttemptEvent
-    credential: Credential
-
-    def message(self) -> tuple[bytes, bytes]:
-        """Return the head and the body that leave for the provider."""
-        facts, exchange = self.order.facts, self.exchange
-        assert facts is not None
-        body = exchange.body
-        if self.grant.send_model != facts.model:
-            body = rewrite_model(body, self.grant.send_model)
-        origin = origin_of(self.grant.base_url)
-        target = origin.path + UPSTREAM_PATHS[self.order.route]
-        query = forwarded_query(exchange.query)
-        head = request_head(
-            target + b"?" + query if query else target, origin.authority, exchange.caller, self.credential.headers,
-            len(body),
-        )
-        return head, body
 
 
 class Sender:
@@ -95,7 +64,8 @@ class Sender:
         before anything was written; then there is no record of it and the lease is the caller's to settle.
         """
         grant = answer.grant
-        credential = await self._credential(grant)
+        account_id = grant.account_id
+        credential = self._credentials.cached(account_id) or await self._fetched(account_id)
         if exchange.gone:
             raise ClientGone
         started_s = self._clock.monotonic_s()
@@ -108,41 +78,53 @@ class Sender:
             streamed=order.streamed, counted=order.route == "messages", request_id=order.request_id,
             limits=records.limits_of(grant, self._client_stall_s), now_s=started_s,
         )
-        sending = _Sending(exchange, order, grant, attempt, event, credential)
-        connection = await self._begin(sending, course)
+        route = Route(account_id, grant.base_url, credential.proxy_url)
+        connection = self._begin_on_kept(route, grant, course, attempt, event)
+        if connection is None:
+            connection = await self._begin_on_new(route, exchange, attempt, event)
         if connection is not None:
-            await self._exchange_bytes(sending, connection)
+            lease = OpenLease(grant.lease_id, grant.lease_token)
+            driver = Driver(
+                attempt, exchange=exchange, order=order, event=event, lease=lease, journal=self._journal,
+                buffers=self._buffers,
+            )
+            self._scheduler.track(lease)
+            driver.start(connection, *_message(exchange, order, grant, credential))
+            await self._run(driver)
         assert attempt.ending is not None
         attempt.ending.first_content_s = attempt.first_content_s
         return self._ended(event, attempt.ending, started_s)
 
-    async def _credential(self, grant: Grant) -> Credential | CredentialUnusable:
-        cached = self._credentials.cached(grant.account_id)
-        if cached is not None:
-            return cached
+    async def _fetched(self, account_id: str) -> Credential | CredentialUnusable:
         try:
-            return await self._credentials.get(grant.account_id)
+            return await self._credentials.get(account_id)
         except CredentialUnusable as e:
             return e
 
-    async def _begin(self, sending: _Sending, course: Course) -> Connection | None:
-        """Write the intent and return a connection, or None when the attempt ended for want of one."""
-        grant, attempt, event = sending.grant, sending.attempt, sending.event
-        route = Route(grant.account_id, grant.base_url, sending.credential.proxy_url)
+    def _begin_on_kept(
+        self, route: Route, grant: Grant, course: Course, attempt: Attempt, event: AttemptEvent,
+    ) -> Connection | None:
+        """Write the intent and return a connection that is open already; None, and nothing written, without one."""
         kept = None if course.needs_new_connection else self._pool.take(route, course.max_idle_s(grant))
-        if kept is not None:
-            event.sent = attempt.reused = True
-            try:
-                self._journal.begin(event)
-            except BaseException:
-                self._pool.put_back(kept)
-                raise
-            return kept
+        if kept is None:
+            return None
+        event.sent = attempt.reused = True
+        try:
+            self._journal.begin(event)
+        except BaseException:
+            self._pool.put_back(kept)
+            raise
+        return kept
+
+    async def _begin_on_new(
+        self, route: Route, exchange: Exchange, attempt: Attempt, event: AttemptEvent,
+    ) -> Connection | None:
+        """Write the intent and return a new connection, or None when the attempt ended for want of one."""
         self._journal.begin(event)
-        connection = await self._connect(sending.exchange, attempt, route)
+        connection = await self._connect(exchange, attempt, route)
         if connection is None:
             return None
-        if sending.exchange.gone:
+        if exchange.gone:
             self._pool.put_back(connection)
             attempt.client_gone()
             return None
@@ -156,7 +138,10 @@ class Sender:
         try:
             return await dialling
         except Unreachable as e:
-            attempt.unreachable(timed_out=e.timed_out)
+            if e.own_fault:
+                attempt.overflow()
+            else:
+                attempt.unreachable(timed_out=e.timed_out)
         except asyncio.CancelledError:
             if not exchange.gone:
                 raise
@@ -165,26 +150,11 @@ class Sender:
             exchange.on_gone = None
         return None
 
-    async def _exchange_bytes(self, sending: _Sending, connection: Connection) -> None:
-        """Send the request and move bytes until the attempt has ended."""
-        attempt, event, grant = sending.attempt, sending.event, sending.grant
-        lease = OpenLease(grant.lease_id, grant.lease_token)
-
-        def begin(head: ResponseHead, length: int | None) -> None:
-            begin_providers(sending.exchange, sending.order, head, length)
-
-        def message_started() -> None:
-            assert attempt.reader is not None
-            self._journal.note(event, records.started(event, token_usage(attempt.reader.usage), attempt.reader.model))
-
-        driver = Driver(
-            attempt, sending.exchange, connection, lease, self._buffers, begin=begin, on_message_start=message_started,
-        )
+    async def _run(self, driver: Driver) -> None:
+        """Let time pass for a driver until its attempt has ended."""
         self._running.add(driver)
         if self._ticker is None:
             self._ticker = driver.loop.call_later(TICK_S, self._tick)
-        self._scheduler.track(lease)
-        driver.start(*sending.message())
         if self._stopping:
             driver.stop()
         try:
@@ -210,3 +180,15 @@ class Sender:
         self._journal.end(event, records.outcome(event, ending))
         return ending
 
+
+
+def _message(exchange: Exchange, order: Order, grant: Grant, credential: Credential) -> tuple[bytes, bytes]:
+    """Return the head and the body that leave for the provider."""
+    body = exchange.body
+    if (model := grant.send_model) != order.model:
+        body = rewrite_model(body, model)
+    origin = origin_of(grant.base_url)
+    target = origin.path + UPSTREAM_PATHS[order.route]
+    if query := forwarded_query(exchange.query):
+        target = target + b"?" + query
+    return request_head(target, origin.authority, exchange.caller, credential.headers, len(body)), body

@@ -50,6 +50,7 @@ class _Phase(Enum):
     ENDED = auto()
 
 
+_WAITING, _HOLDING, _STREAMING, _ENDED = _Phase
 _NONE = Step()
 
 
@@ -63,7 +64,7 @@ class Attempt:
         self.limits = limits
         self._request_id = request_id
         self.reused = False     # on a kept connection, which may have been closed by the provider meanwhile
-        self._phase = _Phase.WAITING
+        self._phase = _WAITING
         self._started_s = self._sent_s = self._last_s = now_s
         self._head_s = 0.0
         self._paused_s: float | None = None
@@ -94,21 +95,21 @@ class Attempt:
     def received(self, head: ResponseHead | None, data: bytes, whole: bool, now_s: float) -> Step:
         """Take what one read gave: perhaps the head, body bytes, and whether the message ended by its framing."""
         self._last_s = now_s
-        if self._phase is _Phase.STREAMING:
+        if self._phase is _STREAMING:
             return self._stream_on(data, whole)
-        if self._phase is _Phase.ENDED:
+        if self._phase is _ENDED:
             return _NONE
         if head is not None:
-            self._head, self._head_s, self._phase = head, now_s, _Phase.HOLDING
+            self._head, self._head_s, self._phase = head, now_s, _HOLDING
             if not self._open(head):
                 return self._fail(Trouble.BROKEN, "unexpected_answer")
         return self._hold(data, whole, now_s)
 
     def lost(self, how: Lost, now_s: float) -> Step:
         """Learn that the upstream connection ended early."""
-        if self._phase is _Phase.ENDED:
+        if self._phase is _ENDED:
             return _NONE
-        if self._phase is _Phase.STREAMING:
+        if self._phase is _STREAMING:
             return self._end_stream("cut", OUTCOME_TRUNCATED)
         if how is Lost.MALFORMED:
             return self._fail(Trouble.BROKEN, "malformed_http")
@@ -134,7 +135,7 @@ class Attempt:
             return _NONE
         if reason == "client_stall":
             return self.client_gone()
-        if self._phase is _Phase.STREAMING:
+        if self._phase is _STREAMING:
             return self._end_stream(reason, OUTCOME_TIMEOUT)
         return self._fail(Trouble.SILENT, reason, OUTCOME_TIMEOUT)
 
@@ -153,22 +154,22 @@ class Attempt:
 
     def client_gone(self) -> Step:
         """Learn that nobody waits for the answer any more."""
-        if self._phase is _Phase.ENDED:
+        if self._phase is _ENDED:
             return _NONE
-        if self._reader is not None and self._reader.stopped and self._phase is _Phase.STREAMING:
+        if self._reader is not None and self._reader.stopped and self._phase is _STREAMING:
             return self._end_ok(Finish.NOTHING)
-        return self._end(Finish.NOTHING, OUTCOME_CLIENT_GONE, "client_gone", self._phase is _Phase.STREAMING)
+        return self._end(Finish.NOTHING, OUTCOME_CLIENT_GONE, "client_gone", self._phase is _STREAMING)
 
     def stop(self) -> Step:
         """End now because this gateway must stop."""
-        if self._phase is _Phase.ENDED:
+        if self._phase is _ENDED:
             return _NONE
-        if self._phase is _Phase.STREAMING:
+        if self._phase is _STREAMING:
             return self._end_stream(Trouble.STOPPING.value, OUTCOME_TRUNCATED)
         return self._fail(Trouble.STOPPING, Trouble.STOPPING.value)
 
     def overflow(self) -> Step:
-        """End now because what is withheld does not fit in memory."""
+        """End now because this process has no room: in memory for what is withheld, or for another connection."""
         return self._fail(Trouble.OVERFLOW, Trouble.OVERFLOW.value)
 
     # ---------------------------------------------------------------- before the commit point
@@ -177,9 +178,9 @@ class Attempt:
         """Whether the head is one that this request may get."""
         if head.status >= FIRST_ERROR_STATUS:
             return True
-        if head.status != 200 or _encoded(head.headers):
+        if head.status != 200 or (b"content-encoding" in head.fields and _encoded(head.headers)):
             return False
-        kind = _content_type(head.headers)
+        kind = head.fields.get(b"content-type", b"").partition(b";")[0].strip().lower()
         if self._streamed:
             self._reader = StreamReader()
             return kind == b"text/event-stream"
@@ -190,6 +191,8 @@ class Attempt:
         reader = self._reader
         if reader is not None:
             return self._hold_prelude(reader, data, whole, now_s)
+        if whole and not self._held and len(data) <= MAX_ERROR_BYTES:
+            return self._end_whole(self._head, data)
         if data:
             self._held.append(data)
             self._held_bytes += len(data)
@@ -213,7 +216,7 @@ class Attempt:
         return _NONE
 
     def _commit(self, frames: bytes, whole: bool, now_s: float) -> Step:
-        self._phase = _Phase.STREAMING
+        self._phase = _STREAMING
         self.first_content_s = now_s
         self._held.append(frames)
         data = b"".join(self._held)
@@ -233,7 +236,7 @@ class Attempt:
             return self._fail(Trouble.BROKEN, "not_json")
         self._release()
         self.first_content_s = self._last_s
-        self._phase = _Phase.ENDED
+        self._phase = _ENDED
         billed = self._counted and found is not None
         self.ending = Ending(
             OUTCOME_OK, status=head.status, committed=True, had_content=self._counted, head=head,
@@ -326,7 +329,7 @@ class Attempt:
         return step
 
     def _end(self, finish: Finish, outcome: Outcome, reason: str, committed: bool) -> Step:
-        self._phase = _Phase.ENDED
+        self._phase = _ENDED
         self._release()
         ending = Ending(outcome, reason, self._head.status if self._head else 0, committed, head=self._head)
         if self._reader is not None and committed:
@@ -343,25 +346,18 @@ class Attempt:
         self._held_bytes = 0
 
     def _deadline(self) -> tuple[float, str]:
+        if self._phase is _ENDED:
+            return float("inf"), ""
         limits = self.limits
         total = (self._started_s + limits.total_s, "total_timeout")
-        if self._phase is _Phase.ENDED:
-            return float("inf"), ""
-        if self._phase is _Phase.WAITING:
+        if self._phase is _WAITING:
             wait_s = limits.headers_s if self._streamed else limits.headers_unstreamed_s
             return min((self._sent_s + wait_s, "headers_timeout"), total)
         if self._paused_s is not None:
             return min((self._paused_s + limits.client_stall_s, "client_stall"), total)
-        if self._phase is _Phase.HOLDING and self._reader is not None:
+        if self._phase is _HOLDING and self._reader is not None:
             return min((self._head_s + limits.first_content_s, "first_content_timeout"), total)
         return min((self._last_s + limits.idle_s, "idle_timeout"), total)
-
-
-def _content_type(headers: Headers) -> bytes:
-    for name, value in headers:
-        if name == b"content-type":
-            return value.partition(b";")[0].strip().lower()
-    return b""
 
 
 def _encoded(headers: Headers) -> bool:

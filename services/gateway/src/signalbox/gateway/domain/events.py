@@ -27,7 +27,7 @@ class Trouble(Enum):
     SILENT = "timeout"
     BROKEN = "broken_answer"        # not HTTP, not the asked content type, too large
     PROVIDER = "provider_error"     # the provider's own error; the verdict tells what it means
-    OVERFLOW = "overloaded"         # the answer does not fit in this process's memory
+    OVERFLOW = "overloaded"         # this process has no memory for the answer, or no file descriptor to ask with
     STOPPING = "gateway_stopping"
     CREDENTIAL = "credential"       # there is none to send
 
@@ -47,6 +47,10 @@ class ResponseHead:
     status: int
     headers: Headers
     until_close: bool = False    # the body ends with the connection, so a cut looks like an end
+    fields: dict[bytes, bytes] = field(init=False, compare=False, repr=False)    # of repeated ones the last
+
+    def __post_init__(self) -> None:
+        self.fields = dict(self.headers)
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,9 +105,4 @@ def _ms(seconds: float | None) -> int:
 
 
 def _request_id(head: ResponseHead | None) -> str:
-    if head is None:
-        return ""
-    for name, value in head.headers:
-        if name == b"request-id":
-            return value.decode("latin-1")
-    return ""
+    return head.fields.get(b"request-id", b"").decode("latin-1") if head is not None else ""
