@@ -4,10 +4,13 @@ The simulator rotates refresh tokens and revokes a family whose spent token come
 """
 
 import json
+import subprocess
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import jwt
 import pytest
@@ -15,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from jwt.algorithms import ECAlgorithm
 
 from tests.support.caller import Answer, Caller, eventually
-from tests.support.instance import Instance, account, pool, relay_key, secret
+from tests.support.instance import SIGNALBOX, Instance, account, pool, relay_key, secret
 from tests.support.sim import Simulator
 
 pytestmark = pytest.mark.slow
@@ -57,8 +60,9 @@ class World:
     def __init__(self, directory: Path) -> None:
         self.issuer = Issuer(directory / "identity-token")
         self.sim = Simulator({
-            "accounts": [*({"name": name} for name in (*OAUTH, "fed")), {"name": "spare", "key": SPARE_KEY}],
-            "oauth": {"clients": [{"id": "signalbox", "secret": CLIENT_SECRET}], "expires_in": 3600,
+            "accounts": [*({"name": name} for name in (*OAUTH, "fed", "new")), {"name": "spare", "key": SPARE_KEY}],
+            "oauth": {"clients": [{"id": "signalbox", "secret": CLIENT_SECRET}, {"id": "public", "account": "new"}],
+                      "expires_in": 3600,
                       "grants": [consent(name) for name in OAUTH], "rules": [self.issuer.rule]},
         }).start()
         self.sim.script(standing={"expires_in": 3}, match={"path": TOKEN_PATH, "body": "scope=fleeting"})
@@ -68,7 +72,10 @@ class World:
             documents += [self.secret(name), self.account(name)]
         documents.append(account("fed", self.sim.url, credential={"federation": {
             "organizationID": "org-fed", "federationRuleID": "fdrl_1", "identityTokenFile": str(self.issuer.file)}}))
-        for name in (*OAUTH, "fed"):
+        documents.append(account("new", self.sim.url, credential={"oauth": {
+            "tokenURL": self.sim.url + TOKEN_PATH, "authorizationURL": self.sim.url + "/oauth/authorize",
+            "clientID": "public", "headers": {"X-Tenant": "new"}}}))
+        for name in (*OAUTH, "fed", "new"):
             documents += [
                 pool(name, [name, "spare"], strategy="Priority", affinity={"mode": "None"}),
                 secret(f"key-{name}", **{"relay-key": key_of(name)}),
@@ -223,6 +230,33 @@ def test_a_revoked_family_is_visible_and_others_serve(w: World) -> None:
     w.instance.write(w.secret("dead", 2))
     w.becomes("dead", available=True)
     assert w.serves("dead")
+
+
+def test_an_operator_authorises_an_account_with_a_browser(w: World) -> None:
+    w.becomes("new", available=False, reason="NeedsAuthorization")
+    assert not w.serves("new")
+    command = [SIGNALBOX, "accounts", "authorize", "new", "--no-browser", "--data", str(w.instance.data)]
+    with subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        url = next(line.strip() for line in running.stdout if line.startswith("http"))
+        callback = parse_qs(urlsplit(url).query)["redirect_uri"][0]
+        # Somebody else on this machine guesses: it is not taken for the answer.
+        with urllib.request.urlopen(f"{callback}?state=guessed&code=mine", timeout=10):
+            pass
+        with urllib.request.urlopen(url, timeout=10) as page:
+            assert page.url.startswith(callback)
+            assert b"close this page" in page.read()
+        said, complained = running.communicate(timeout=30)
+        assert (running.returncode, said.strip()) == (0, "default/new is authorised"), complained
+    w.becomes("new", available=True)
+    assert w.serves("new")
+    (exchanged,) = w.token_requests("new")
+    assert parse_qs(exchanged["request_body"])["grant_type"] == ["authorization_code"]
+    w.sim.revoke("new")
+    assert w.serves("new"), "and what it was given is renewed"
+    refused = w.instance.run("accounts", "authorize", "plain", "--no-browser", check=False)
+    assert refused.returncode != 0
+    assert "authorizationURL" in refused.stderr
 
 
 def test_a_provider_that_refuses_fresh_tokens_too_has_the_account_benched(w: World) -> None:

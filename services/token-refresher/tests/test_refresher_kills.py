@@ -102,7 +102,7 @@ async def test_no_grant_is_lost_however_refreshers_are_killed(tmp_path: Path, nu
         loading.cancel()
         await asyncio.gather(loading, return_exceptions=True)
         standing = {account: await settled(account, [one, two], sim) for account in ACCOUNTS}
-        rows = sim.truth(path=TOKEN_PATH)
+        rows = [row for row in sim.truth(path=TOKEN_PATH) if row["request_complete"]]
         print(f"{KILLS} kills, seed {number}, grace {grace_s}: {len(rows)} token requests, {dict(load.outcomes)}, "
               f"{Counter(standing.values())}, reuses {sum(g['reuses'] for g in sim.grants())}")
         family = {token: g["account"] for g in sim.grants() for token in (*g["spent"], g["current"])}
@@ -121,8 +121,8 @@ async def settled(account: str, processes: list[Process], sim: Simulator) -> str
     while True:
         reasons = []
         for each in processes:
-            (status,) = (await call(each, "Status", pb.GrantStatusRequest(account_ids=[account]))).grants
-            reasons.append(status.reason)
+            found = (await call(each, "Status", pb.GrantStatusRequest(account_ids=[account]))).grants
+            reasons += [status.reason for status in found] or ["unknown"]
         if len(set(reasons)) == 1 and reasons[0] in ("Valid", "NeedsAuthorization"):
             break
         assert time.monotonic() < end_s, (account, reasons)
@@ -139,7 +139,12 @@ async def settled(account: str, processes: list[Process], sim: Simulator) -> str
 async def call(each: Process, method: str, request: Any) -> Any:
     """Call over a channel of its own: an old one may not have noticed that its process was replaced."""
     async with rpc.connect(RoomSettings(shared_secret=SECRET), each.address) as channel:
-        return await getattr(TokenRefresherStub(channel), method)(request, wait_for_ready=True, timeout=30)
+        try:
+            return await getattr(TokenRefresherStub(channel), method)(request, wait_for_ready=True, timeout=60)
+        except grpc.aio.AioRpcError as e:
+            state = each.process.poll()
+            last = each.log.read_text().splitlines()[-5:]
+            raise AssertionError(f"{method}: {e.code()}, {e.details()}; process {state}: {last}") from e
 
 
 def check_order(rows: list[tuple[str, dict[str, Any]]]) -> None:
@@ -196,7 +201,7 @@ async def test_what_one_refresher_renews_the_other_one_pushes(tmp_path: Path) ->
             event = await watch.read()
             assert (event.type, event.account_id) == (pb.CredentialEvent.PUT, account)
             sim.revoke("a0", family=True)
-            with pytest.raises(grpc.aio.AioRpcError, match="NeedsAuthorization"):
+            with pytest.raises(AssertionError, match="NeedsAuthorization"):
                 await call(one, "GetCredential", pb.GetCredentialRequest(
                     account_id=account, rejected_version=event.credential.version))
             event = await watch.read()

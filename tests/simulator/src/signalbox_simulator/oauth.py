@@ -1,4 +1,4 @@
-"""Token endpoints: refreshing with rotation and family revocation, and exchanging identity tokens (RFC 6749, RFC 7523).
+"""Token endpoints: consent by code, refreshing with rotation and family revocation, identity tokens (RFC 6749, 7523).
 
 What is issued opens the API for the account that it belongs to, until it expires. Faults are the script's, except those
 that concern a grant's state: they are fields of a behaviour too and are read here.
@@ -6,11 +6,12 @@ that concern a grant's state: they are fields of a behaviour too and are read he
 
 import base64
 import fnmatch
+import hashlib
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import parse_qsl, unquote, urlencode
 
 import jwt
 
@@ -57,6 +58,16 @@ class Grant:
 
 
 @dataclass(frozen=True, slots=True)
+class Code:
+    """An authorisation code that was not redeemed yet, and what redeeming it takes."""
+
+    account: str
+    client_id: str
+    redirect_uri: str
+    challenge: str
+
+
+@dataclass(frozen=True, slots=True)
 class Rule:
     """Which identity tokens are exchanged for which account's access tokens."""
 
@@ -84,6 +95,8 @@ class TokenServer:
     def clear(self) -> None:
         """Forget everything that was configured and issued."""
         self._clients: dict[str, str | None] = {}
+        self._consenting: dict[str, str] = {}
+        self._codes: dict[str, Code] = {}
         self._grants: list[Grant] = []
         self._rules: dict[str, Rule] = {}
         self._access: dict[str, tuple[str, float]] = {}
@@ -94,6 +107,8 @@ class TokenServer:
         """Add `clients`, `grants` and `rules`; set `expires_in` and `reuse_grace_s`. Raises KeyError, TypeError."""
         for client in document.get("clients", []):
             self._clients[client["id"]] = client.get("secret")
+            if "account" in client:
+                self._consenting[client["id"]] = client["account"]
         for grant in document.get("grants", []):
             self._grants.append(Grant(grant["account"], grant.get("client_id", ""), grant["refresh_token"]))
         for rule in document.get("rules", []):
@@ -122,6 +137,35 @@ class TokenServer:
         """Return the account that an access token opens, None if it opens none (any longer)."""
         name, until = self._access.get(token, (None, 0.0))
         return name if until > self._clock() else None
+
+    # ------------------------------------------------------------------ consent
+
+    def consent(self, query: dict[str, str]) -> str:
+        """Return where the browser goes next: the client's account consents at once (RFC 6749 §4.1, RFC 7636)."""
+        account = self._consenting.get(query.get("client_id", ""))
+        if account is None:
+            raise TokenError("invalid_client", "Unknown client, or nobody who consents", 401)
+        if query.get("response_type") != "code" or query.get("code_challenge_method") != "S256":
+            raise TokenError("invalid_request", "response_type=code with an S256 challenge is expected")
+        code = secrets.token_urlsafe(24)
+        redirect_uri = query["redirect_uri"]
+        self._codes[code] = Code(account, query["client_id"], redirect_uri, query["code_challenge"])
+        return f"{redirect_uri}?{urlencode({'code': code, 'state': query.get('state', '')})}"
+
+    def redeem(self, form: dict[str, Any], b: Behaviour) -> dict[str, Any]:
+        """Exchange a code, once, for a new family of tokens."""
+        self._check_client(form)
+        code = self._codes.pop(str(form.get("code", "")), None)
+        digest = hashlib.sha256(str(form.get("code_verifier", "")).encode()).digest()
+        challenge = base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+        if code is None or (code.client_id, code.redirect_uri, code.challenge) != (
+            form.get("client_id"), form.get("redirect_uri"), challenge,
+        ):
+            raise TokenError("invalid_grant", "The code was not accepted")
+        grant = Grant(code.account, code.client_id, f"sk-ant-ort-sim-{secrets.token_urlsafe(24)}")
+        self._grants.append(grant)
+        answer = self._issue(code.account, b.expires_in or self._expires_in)
+        return answer if b.omit_refresh_token else answer | {"refresh_token": grant.current}
 
     # ------------------------------------------------------------------ grants
 
@@ -204,6 +248,15 @@ class TokenServer:
         return {"token_type": "Bearer", "access_token": token, "expires_in": expires_in}
 
 
+async def authorize(provider: "Provider", call: "Call") -> str:
+    """Send the browser back with a code."""
+    try:
+        target = provider.tokens.consent(call.exchange.request.query)
+    except (TokenError, KeyError) as e:
+        return await provider.answer(call, dumps({"error": str(e)}), status=400)
+    return await provider.answer(call, b"", status=302, headers=[("location", target)])
+
+
 async def token(provider: "Provider", call: "Call") -> str:
     """Answer a token request. With `apply_first` its effect lasts although the answer is lost."""
     b = call.behaviour
@@ -214,6 +267,8 @@ async def token(provider: "Provider", call: "Call") -> str:
         kind = form.get("grant_type")
         if kind == "refresh_token":
             answer = provider.tokens.refresh(form, b)
+        elif kind == "authorization_code":
+            answer = provider.tokens.redeem(form, b)
         elif kind == JWT_BEARER:
             betas = {part.strip() for part in call.exchange.request.header("anthropic-beta").split(",")}
             answer = provider.tokens.federate(form, betas)

@@ -23,6 +23,7 @@ from signalbox_simulator.script import Script, Subject
 from signalbox_simulator.truth import Row, Truth
 
 CONTROL = "/_sim/"
+AUTHORIZE_PATH = "/oauth/authorize"
 TOKEN_PATHS = ("/v1/oauth/token", "/oauth/token")
 OAUTH_BETA = "oauth-2025-04-20"
 MARKER = b"[[sim "
@@ -225,6 +226,8 @@ class Provider:
     def _endpoint(self, method: str, path: str) -> Callable[["Provider", Call], Awaitable[str]]:
         if method == "POST" and path in TOKEN_PATHS:
             return oauth.token
+        if (method, path) == ("GET", AUTHORIZE_PATH):
+            return oauth.authorize
         if path == "/v1/messages" and method == "POST":
             return messages.create
         if path == "/v1/messages/count_tokens" and method == "POST":

@@ -66,6 +66,19 @@ def probe(
     test_account(locate(data), name, model, output)
 
 
+@app.command()
+def authorize(
+    name: options.Name,
+    browser: Annotated[bool, typer.Option(help="Open the address in a browser.")] = True,
+    data: options.Data = None,
+) -> None:
+    """Sign in at the provider for an OAuth account, with the client that its document names."""
+    from signalbox.cli.commands.authorize import authorize as run
+    from signalbox.cli.locate import locate
+
+    run(locate(data), name, browser=browser)
+
+
 def _set_state(name: str, state: str, reason: str | None, editing: options.Editing) -> None:
     from signalbox.cli.commands.documents import set_state
     from signalbox.cli.commands.registry import ACCOUNTS

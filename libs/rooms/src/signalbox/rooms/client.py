@@ -119,6 +119,18 @@ class Rooms:
         request = token_refresher_pb2.DeleteGrantRequest(account_id=account_id)
         await _call("token-refresher", [self._refresher.DeleteGrant], request)
 
+    async def begin_authorization(
+        self, account_id: str, redirect_uri: str,
+    ) -> token_refresher_pb2.BeginAuthorizationResponse:
+        """Return where an operator signs in for the account, and the state that comes back with the code."""
+        request = token_refresher_pb2.BeginAuthorizationRequest(account_id=account_id, redirect_uri=redirect_uri)
+        return await _call("token-refresher", [self._refresher.BeginAuthorization], request)
+
+    async def complete_authorization(self, state: str, code: str) -> token_refresher_pb2.GrantStatus:
+        """Have the code exchanged and the grant kept."""
+        request = token_refresher_pb2.CompleteAuthorizationRequest(state=state, code=code)
+        return await _call("token-refresher", [self._refresher.CompleteAuthorization], request)
+
     async def probe(self, request: token_refresher_pb2.ProbeRequest) -> token_refresher_pb2.ProbeResponse:
         """Make one count_tokens call with an account's credential."""
         return await _call("token-refresher", [self._refresher.Probe], request)
