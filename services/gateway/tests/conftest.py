@@ -108,6 +108,7 @@ class FakeScheduler:
 class FakeCredentials:
     def __init__(self) -> None:
         self.versions: dict[str, int] = {}
+        self.proxies: dict[str, str] = {}
         self.unusable: dict[str, CredentialUnusable] = {}
         self.refreshable = False
         self.rejected: list[tuple[str, str]] = []
@@ -116,7 +117,8 @@ class FakeCredentials:
         if account_id in self.unusable:
             return None
         version = self.versions.get(account_id, 1)
-        return Credential(account_id, str(version), ((b"x-api-key", f"secret-{account_id}-{version}".encode()),))
+        headers = ((b"x-api-key", f"secret-{account_id}-{version}".encode()),)
+        return Credential(account_id, str(version), headers, self.proxies.get(account_id, ""))
 
     async def get(self, account_id: str, rejected_version: str = "") -> Credential:
         if rejected_version:
@@ -372,7 +374,7 @@ class Gate:
         self.providers: list[Provider] = []
         self.readiness = Readiness("scheduler")
         self.reports = FakeReports()
-        self.models = ModelLists(self.credentials, TLS)
+        self.models = ModelLists(self.credentials, self.pool)
 
     async def start(self) -> None:
         routes = CallerRoutes(
@@ -407,7 +409,6 @@ class Gate:
         for provider in self.providers:
             provider.stop()
         self.pool.close()
-        await self.models.close()
         self.server._task.cancel()
         for connection in list(self.server._server.server_state.connections):
             connection.transport.abort()

@@ -544,7 +544,7 @@ async def test_a_gateway_out_of_file_descriptors_blames_no_account(gate, wire, n
     await gate.provider()
     await gate.provider()
 
-    async def dial(route, factory, tls):
+    async def dial(route, factory, tls, timeout_s):
         raise OSError(number, "Too many open files")
 
     gate.pool._dial = dial

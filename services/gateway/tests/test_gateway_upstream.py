@@ -9,8 +9,9 @@ import subprocess
 
 import pytest
 
+from signalbox.gateway.adapters.origins import Route, origin_of
 from signalbox.gateway.adapters.upstream import MAX_HEAD_BYTES, MAX_HEADERS
-from signalbox.gateway.adapters.upstream_pool import Route, Unreachable, UpstreamPool, origin_of
+from signalbox.gateway.adapters.upstream_pool import Unreachable, UpstreamPool
 from signalbox.gateway.domain.events import Lost
 
 REQUEST = b"POST /v1/messages HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n"

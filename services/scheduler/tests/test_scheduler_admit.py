@@ -263,6 +263,31 @@ async def test_a_cooled_account_is_probed_by_one_request_and_healed_by_its_succe
     assert both == [True, True]
 
 
+async def test_what_is_an_accounts_own_fault_spares_its_limit_group(stage, make):
+    stub = await stage.add()
+    await stage.put(
+        *(make.account(n, limitGroup="acme", proxied=n == "a") for n in "ab"),
+        make.pool("default", "a", "b", strategy="Priority"), make.key("ada"),
+    )
+    granted = [(await stub.Admit(make.ask("ada"), timeout=5)).grant for _ in range(8)]
+    failed = next(g for g in granted if g.account_id == "default/a")
+    effect = pb.AccountEffect(kind=pb.AccountEffect.COOL, reason="ProxyUnreachable", account_only=True)
+    await stub.Settle(make.ended(failed, outcome="OUTCOME_UPSTREAM_ERROR", had_content=False, effect=effect), timeout=5)
+    listed = await stub.ListObjects(pb.ListObjectsRequest(kinds=["ClaudeAccount"], with_status=True), timeout=5)
+    statuses = {o.object.id: o.account for o in listed.objects}
+    assert (statuses["default/a"].available, statuses["default/a"].reason) == (False, "ProxyUnreachable")
+    assert statuses["default/a"].limited_until_ms > 0
+    assert statuses["default/b"].available
+    assert {(await stub.Admit(make.ask("ada"), timeout=5)).grant.account_id for _ in range(8)} == {"default/b"}
+    await asyncio.sleep(1.1)    # the first cool-down is a second at most
+    seen = set()
+    for _ in range(20):
+        grant = (await stub.Admit(make.ask("ada"), timeout=5)).grant
+        seen.add(grant.account_id)
+        await stub.Settle(make.ended(grant), timeout=5)
+    assert seen == {"default/a", "default/b"}, "one request probes it, and its success heals it"
+
+
 @pytest.mark.slow
 async def test_failures_in_a_row_cool_for_longer(stage, make):
     stub = await stage.add()

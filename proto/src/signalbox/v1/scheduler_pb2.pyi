@@ -267,7 +267,7 @@ class RetryRequest(_message.Message):
     def __init__(self, seq: _Optional[int] = ..., failed: _Optional[_Union[SettleRequest, _Mapping]] = ..., same_account: _Optional[bool] = ..., deadline_ms: _Optional[int] = ..., waited_ms: _Optional[int] = ...) -> None: ...
 
 class AccountEffect(_message.Message):
-    __slots__ = ("kind", "reason", "until_ms", "model_class")
+    __slots__ = ("kind", "reason", "until_ms", "model_class", "account_only")
     class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         NONE: _ClassVar[AccountEffect.Kind]
@@ -282,11 +282,13 @@ class AccountEffect(_message.Message):
     REASON_FIELD_NUMBER: _ClassVar[int]
     UNTIL_MS_FIELD_NUMBER: _ClassVar[int]
     MODEL_CLASS_FIELD_NUMBER: _ClassVar[int]
+    ACCOUNT_ONLY_FIELD_NUMBER: _ClassVar[int]
     kind: AccountEffect.Kind
     reason: str
     until_ms: int
     model_class: str
-    def __init__(self, kind: _Optional[_Union[AccountEffect.Kind, str]] = ..., reason: _Optional[str] = ..., until_ms: _Optional[int] = ..., model_class: _Optional[str] = ...) -> None: ...
+    account_only: bool
+    def __init__(self, kind: _Optional[_Union[AccountEffect.Kind, str]] = ..., reason: _Optional[str] = ..., until_ms: _Optional[int] = ..., model_class: _Optional[str] = ..., account_only: _Optional[bool] = ...) -> None: ...
 
 class SettleRequest(_message.Message):
     __slots__ = ("seq", "lease_id", "lease_token", "outcome", "status", "had_content", "usage", "served_model", "estimated", "effect", "windows", "retry_after_ms", "ttft_ms", "duration_ms", "more_attempts", "unused")

@@ -62,11 +62,10 @@ class Gateway:
         self.delivery = JournalDelivery(usage, config.journal_dir, gateway_id)
         self.session = SchedulerSession(schedulers, gateway_id, self._deliver_journal)
         self.credentials = CredentialCache(refresher)
-        tls = system_tls()
-        self.models = ModelLists(self.credentials, tls)
         self.pool = UpstreamPool(
-            idle_s=config.upstream_idle_s, idle_per_route=config.upstream_idle_per_account, tls=tls,
+            idle_s=config.upstream_idle_s, idle_per_route=config.upstream_idle_per_account, tls=system_tls(),
         )
+        self.models = ModelLists(self.credentials, self.pool)
         buffers = Buffers(config.max_buffered_bytes)
         BUFFERED.set_function(lambda: buffers.held)
         keys = KeyCheck(self.session, config.trusted_proxies, clock)
@@ -110,7 +109,6 @@ class Gateway:
         await self.session.close(FOLLOW_UP_S)
         await self.delivery.close(DELIVERY_LIMIT_S)
         await self.credentials.close()
-        await self.models.close()
         self.pool.close()
         if self._watching is not None:
             self._watching.cancel()

@@ -1,16 +1,19 @@
 """Which models a provider lists for an account, asked at most every five minutes. Who may see them is domain's."""
 
 import asyncio
-import ssl
 import time
+from http import HTTPStatus
 from importlib.metadata import version
 from typing import Any
+from urllib.parse import urlencode
 
-import httpx2
 import msgspec
 
 from signalbox.core import logs
 from signalbox.core.errors import Unavailable
+from signalbox.gateway.adapters.origins import Route, origin_of
+from signalbox.gateway.adapters.upstream_pool import Unreachable, UpstreamPool
+from signalbox.gateway.domain.events import Lost, ResponseHead
 from signalbox.gateway.domain.models import Model
 from signalbox.gateway.domain.ports import Credentials, CredentialUnusable
 from signalbox.v1.scheduler_pb2 import AccountModels
@@ -22,7 +25,7 @@ FAILURE_KEPT_S = 30.0
 CALL_LIMIT_S = 10.0
 MAX_PAGES = 5
 MAX_PAGE_BYTES = 4 << 20
-_USER_AGENT = f"signalbox/{version('signalbox-gateway')}"
+_USER_AGENT = f"signalbox/{version('signalbox-gateway')}".encode()
 
 
 class _Listing(msgspec.Struct):
@@ -34,9 +37,9 @@ class _Listing(msgspec.Struct):
 class ModelLists:
     """Caches lists by account and base URL; many callers that want one list wait for one answer."""
 
-    def __init__(self, credentials: Credentials, tls: ssl.SSLContext) -> None:
+    def __init__(self, credentials: Credentials, pool: UpstreamPool) -> None:
         self._credentials = credentials
-        self._client = httpx2.AsyncClient(timeout=CALL_LIMIT_S, follow_redirects=False, trust_env=False, verify=tls)
+        self._pool = pool
         self._known: dict[tuple[str, str], tuple[float, list[Model] | None]] = {}
         self._asking: dict[tuple[str, str], asyncio.Task[list[Model] | None]] = {}
 
@@ -53,10 +56,6 @@ class ModelLists:
             asking.add_done_callback(lambda _: self._asking.pop(key, None))
         return await asyncio.shield(asking)
 
-    async def close(self) -> None:
-        """Close the connections."""
-        await self._client.aclose()
-
     async def _refresh(self, key: tuple[str, str], before: list[Model] | None) -> list[Model] | None:
         try:
             listed: list[Model] | None = await self._ask(*key)
@@ -72,30 +71,64 @@ class ModelLists:
             credential = await self._credentials.get(account_id)
         except CredentialUnusable as e:
             raise Unavailable(account_id, e.reason) from e
-        if credential.proxy_url:
-            raise Unavailable(account_id, "models are not listed through proxies yet")
-        headers = {name.decode(): value.decode() for name, value in credential.headers}
-        headers |= {"anthropic-version": "2023-06-01", "user-agent": _USER_AGENT}
+        origin = origin_of(base_url)
+        fields = [
+            (b"host", origin.authority), *credential.headers, (b"anthropic-version", b"2023-06-01"),
+            (b"user-agent", _USER_AGENT), (b"accept", b"application/json"), (b"accept-encoding", b"identity"),
+        ]
+        head = b"".join(b"%b: %b\r\n" % field for field in fields)
+        route = Route(account_id, base_url, credential.proxy_url)
         models: list[Model] = []
-        params = {"limit": "1000"}
+        query = "limit=1000"
         for _ in range(MAX_PAGES):
-            listing = await self._page(account_id, f"{base_url.rstrip('/')}/v1/models", params, headers)
+            target = origin.path + b"/v1/models?" + query.encode()
+            listing = await self._page(route, b"GET %b HTTP/1.1\r\n%b\r\n" % (target, head))
             models += [entry for entry in listing.data if isinstance(entry.get("id"), str)]
             if not listing.has_more or not listing.last_id:
                 break
-            params["after_id"] = listing.last_id
+            query = urlencode({"limit": "1000", "after_id": listing.last_id})
         return models
 
-    async def _page(
-        self, account_id: str, url: str, params: dict[str, str], headers: dict[str, str],
-    ) -> _Listing:
+    async def _page(self, route: Route, request: bytes) -> _Listing:
+        answer = _Answer()
         try:
-            answer = await self._client.get(url, params=params, headers=headers)
-        except httpx2.HTTPError as e:
-            raise Unavailable(account_id, type(e).__name__) from e
-        if answer.status_code != httpx2.codes.OK or len(answer.content) > MAX_PAGE_BYTES:
-            raise Unavailable(account_id, f"HTTP {answer.status_code}")
+            async with asyncio.timeout(CALL_LIMIT_S):
+                connection = await self._pool.connect(route, CALL_LIMIT_S)
+                try:
+                    connection.send(request, b"", answer)
+                    await answer.done
+                finally:
+                    if not answer.whole:
+                        connection.abandon()
+        except TimeoutError as e:
+            raise Unavailable(route.account_id, f"no answer within {CALL_LIMIT_S:g} s") from e
+        except Unreachable as e:
+            raise Unavailable(route.account_id, str(e)) from e
+        if answer.status != HTTPStatus.OK or not answer.whole:
+            raise Unavailable(route.account_id, f"HTTP {answer.status}" if answer.whole else "the answer broke off")
         try:
-            return msgspec.json.decode(answer.content, type=_Listing)
+            return msgspec.json.decode(answer.body, type=_Listing)
         except (msgspec.DecodeError, RecursionError) as e:
-            raise Unavailable(account_id, "the answer is not a list of models") from e
+            raise Unavailable(route.account_id, "the answer is not a list of models") from e
+
+
+class _Answer:
+    """Gathers one answer, up to a bound."""
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.body = bytearray()
+        self.whole = False
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def received(self, head: ResponseHead | None, data: bytes, whole: bool) -> None:
+        if head is not None:
+            self.status = head.status
+        self.body += data
+        self.whole = whole
+        if (whole or len(self.body) > MAX_PAGE_BYTES) and not self.done.done():
+            self.done.set_result(None)
+
+    def lost(self, how: Lost) -> None:
+        if not self.done.done():
+            self.done.set_result(None)

@@ -1,6 +1,6 @@
 """Connections to providers, kept per account, base URL and proxy, so that accounts never share a connection.
 
-Dialling is a seam: proxies get a dialler of their own beside `dial_direct`.
+How one is opened, through a proxy or not, is dialling.py's business.
 """
 
 import asyncio
@@ -9,12 +9,9 @@ import errno
 import ssl
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import NamedTuple
-from urllib.parse import urlsplit
 
+from signalbox.gateway.adapters.dialling import ProxyUnreachable, dial
+from signalbox.gateway.adapters.origins import Route
 from signalbox.gateway.adapters.upstream import Connection
 
 _SWEEP_S = 5.0
@@ -23,56 +20,22 @@ _OWN_FAULTS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM
 
 
 class Unreachable(Exception):
-    """No connection could be made. `timed_out` tells silence from refusal; `own_fault`: this process has no room."""
+    """No connection could be made.
 
-    def __init__(self, why: str, *, timed_out: bool = False, own_fault: bool = False) -> None:
+    `timed_out` tells silence from refusal; `proxy`: the account's is at fault; `own_fault`: this process has no room.
+    """
+
+    def __init__(
+        self, why: str, *, timed_out: bool = False, proxy: bool = False, own_fault: bool = False,
+    ) -> None:
         super().__init__(why)
         self.timed_out = timed_out
+        self.proxy = proxy
         self.own_fault = own_fault
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """A base URL taken apart. `path` has no trailing slash; `authority` is the Host header's value."""
-
-    host: str
-    port: int
-    tls: bool
-    path: bytes
-    authority: bytes
-
-
-@lru_cache(maxsize=4096)
-def origin_of(base_url: str) -> Origin:
-    """Take a document's base URL apart (already validated by the documents' rules)."""
-    url = urlsplit(base_url)
-    tls = url.scheme == "https"
-    host = url.hostname or ""
-    port = url.port or (443 if tls else 80)
-    authority = url.netloc.rpartition("@")[2].encode()
-    return Origin(host, port, tls, url.path.rstrip("/").encode(), authority)
-
-
-class Route(NamedTuple):
-    """What a connection is good for: nothing else may use it."""
-
-    account_id: str
-    base_url: str
-    proxy_url: str = ""
-
-
-Dial = Callable[[Route, Callable[[], Connection], ssl.SSLContext | None], Awaitable[Connection]]
-
-
-async def dial_direct(route: Route, factory: Callable[[], Connection], tls: ssl.SSLContext | None) -> Connection:
-    """Connect without a proxy. Raises OSError; never goes direct where a proxy is asked for."""
-    if route.proxy_url:
-        raise OSError("proxies are not supported yet")
-    origin = origin_of(route.base_url)
-    _, connection = await asyncio.get_running_loop().create_connection(
-        factory, origin.host, origin.port, ssl=tls, server_hostname=origin.host if tls else None,
-    )
-    return connection
+def _is_own(cause: BaseException | None) -> bool:
+    return isinstance(cause, OSError) and cause.errno in _OWN_FAULTS
 
 
 def system_tls() -> ssl.SSLContext:
@@ -85,13 +48,11 @@ def system_tls() -> ssl.SSLContext:
 class UpstreamPool:
     """Idle connections by route, newest first. Single-threaded: belongs to one event loop."""
 
-    def __init__(
-        self, *, idle_s: float, idle_per_route: int, tls: ssl.SSLContext, dial: Dial = dial_direct,
-    ) -> None:
+    def __init__(self, *, idle_s: float, idle_per_route: int, tls: ssl.SSLContext) -> None:
         self._idle_s = idle_s
         self._idle_per_route = idle_per_route
-        self._dial = dial
         self._tls = tls
+        self._dial = dial
         self._idle: dict[Route, deque[Connection]] = {}
         self._routes: dict[Connection, Route] = {}
         self._sweeper: asyncio.TimerHandle | None = None
@@ -115,16 +76,15 @@ class UpstreamPool:
         self._release(connection)
 
     async def connect(self, route: Route, timeout_s: float) -> Connection:
-        """Open a new connection within `timeout_s` seconds, TLS included. Raises Unreachable."""
-        tls = self._tls if origin_of(route.base_url).tls else None
+        """Open a new connection within `timeout_s` seconds, proxy and TLS included. Raises Unreachable."""
         try:
-            async with asyncio.timeout(timeout_s):
-                connection = await self._dial(route, self._new_connection, tls)
+            connection = await self._dial(route, self._new_connection, self._tls, timeout_s)
+        except ProxyUnreachable as e:
+            raise Unreachable(str(e), timed_out=e.timed_out, proxy=True, own_fault=_is_own(e.__cause__)) from e
         except TimeoutError as e:
             raise Unreachable("no connection in time", timed_out=True) from e
         except (OSError, ssl.SSLError, UnicodeError) as e:
-            own_fault = isinstance(e, OSError) and e.errno in _OWN_FAULTS
-            raise Unreachable(type(e).__name__, own_fault=own_fault) from e
+            raise Unreachable(type(e).__name__, own_fault=_is_own(e)) from e
         if connection.closed:
             raise Unreachable("closed at once")
         self._routes[connection] = route

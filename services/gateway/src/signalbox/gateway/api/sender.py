@@ -6,8 +6,9 @@ The intent is on disk before the first byte leaves; the outcome is written befor
 import asyncio
 
 from signalbox.core.clock import Clock
+from signalbox.gateway.adapters.origins import Route, origin_of
 from signalbox.gateway.adapters.upstream import Connection
-from signalbox.gateway.adapters.upstream_pool import Route, Unreachable, UpstreamPool, origin_of
+from signalbox.gateway.adapters.upstream_pool import Unreachable, UpstreamPool
 from signalbox.gateway.api.driver import Driver
 from signalbox.gateway.api.exchange import ClientGone, Exchange
 from signalbox.gateway.api.routes import UPSTREAM_PATHS, forwarded_query
@@ -141,7 +142,7 @@ class Sender:
             if e.own_fault:
                 attempt.overflow()
             else:
-                attempt.unreachable(timed_out=e.timed_out)
+                attempt.unreachable(timed_out=e.timed_out, proxy=e.proxy)
         except asyncio.CancelledError:
             if not exchange.gone:
                 raise

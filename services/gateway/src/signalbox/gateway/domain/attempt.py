@@ -312,10 +312,11 @@ class Attempt:
 
     # ---------------------------------------------------------------- endings
 
-    def unreachable(self, *, timed_out: bool) -> None:
-        """End an attempt whose connection could not be made."""
-        reason = "connect_timeout" if timed_out else Trouble.UNREACHABLE.value
-        self._fail(Trouble.UNREACHABLE, reason, OUTCOME_TIMEOUT if timed_out else OUTCOME_UPSTREAM_ERROR)
+    def unreachable(self, *, timed_out: bool, proxy: bool = False) -> None:
+        """End an attempt whose connection could not be made; `proxy`: for the fault of the account's proxy."""
+        trouble = Trouble.PROXY if proxy else Trouble.UNREACHABLE
+        reason = "connect_timeout" if timed_out and not proxy else trouble.value
+        self._fail(trouble, reason, OUTCOME_TIMEOUT if timed_out else OUTCOME_UPSTREAM_ERROR)
 
     def _fail(self, trouble: Trouble, reason: str, outcome: Outcome = OUTCOME_UPSTREAM_ERROR) -> Step:
         step = self._end(Finish.NOTHING, outcome, reason, committed=False)

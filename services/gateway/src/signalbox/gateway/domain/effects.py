@@ -35,6 +35,11 @@ def _cool(reason: str) -> AccountEffect:
     return AccountEffect(kind=AccountEffect.COOL, reason=reason)
 
 
+def _cool_alone(reason: str) -> AccountEffect:
+    """What is no fault of the provider's spares the other accounts of the limit group."""
+    return AccountEffect(kind=AccountEffect.COOL, reason=reason, account_only=True)
+
+
 def _bench(reason: str) -> AccountEffect:
     return AccountEffect(kind=AccountEffect.BENCH, reason=reason)
 
@@ -44,6 +49,7 @@ FINE = Meaning(Direction.NOWHERE, NO_EFFECT)
 
 _BY_TROUBLE = {
     Trouble.UNREACHABLE: Meaning(Direction.ELSEWHERE, _cool("Unreachable")),
+    Trouble.PROXY: Meaning(Direction.ELSEWHERE, _cool_alone("ProxyUnreachable")),
     Trouble.STALE: Meaning(Direction.IN_PLACE, NO_EFFECT),
     Trouble.RESET: Meaning(Direction.IN_PLACE, _cool("Unreachable")),
     Trouble.CUT: Meaning(Direction.ELSEWHERE, _cool("Failing")),
@@ -68,7 +74,7 @@ _BY_CLASS = {
 def meaning_of(ending: Ending, sent_model: str, now_ms: int) -> Meaning:
     """Return what `ending` means. `now_ms` is the wall clock, Unix milliseconds."""
     if ending.trouble is Trouble.CREDENTIAL:
-        effect = _cool(ending.reason) if ending.transient else _bench(ending.reason)
+        effect = _cool_alone(ending.reason) if ending.transient else _bench(ending.reason)
         return Meaning(Direction.ELSEWHERE, effect, accounts_own=True)
     if ending.verdict is not None:
         return _meaning_of_verdict(ending.verdict, sent_model, now_ms)

@@ -21,6 +21,7 @@ class Trouble(Enum):
     """Why an attempt failed before the commit point; the value is what the ledger shows as the reason."""
 
     UNREACHABLE = "unreachable"
+    PROXY = "proxy_unreachable"     # the account's own, or it opens no tunnel
     STALE = "stale_connection"      # a reused connection died before it answered: the account may be well
     RESET = "reset"
     CUT = "cut"

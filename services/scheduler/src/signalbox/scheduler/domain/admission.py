@@ -36,7 +36,7 @@ _MOST_OFFERS = 12
 _MOST_LOST_RACES = 2
 _FIRST_OFFER = 3
 _LARGEST_OFFER = 64
-_EFFECTS = {"rest": "limited", "cool": "cooling", "bench": "benched"}
+_EFFECTS = {"rest": "limited", "cool": "cooling", "cool_account": "cooling", "bench": "benched"}
 _TRANSIENT = ("limited", "cooling", "full", "capped", "probing")
 _ANY_TIME = ("full", "probing")
 

@@ -67,6 +67,8 @@ def _effect(effect: AccountEffect) -> tuple[str, str, int, str, float]:
     kind = _KINDS.get(effect.kind, "")
     if not kind:
         return NO_EFFECT
+    if kind == "cool" and effect.account_only:
+        kind = "cool_account"
     until_ms = NEVER_MS if kind == "bench" and effect.reason in _NOT_PROBED else effect.until_ms
     scope = model_class(effect.model_class) if effect.model_class else ""
     return kind, effect.reason, until_ms, scope, random.random()

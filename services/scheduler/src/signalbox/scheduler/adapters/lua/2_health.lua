@@ -5,7 +5,7 @@
 -- in a row (0: the end is known and needs no probe), p the lease that probes now ('' none).
 
 local RESTS = 'sb:rests'     -- field <group> or <group>|<model class>
-local BENCHES = 'sb:benches' -- field <account>
+local BENCHES = 'sb:benches' -- field <account>: benched, or cooling alone for what is no fault of its group
 local NEVER_MS = 9000000000000
 local FIRST_DELAY_MS = {limited = 5000, cooling = 1000, benched = 300000}
 local LONGEST_DELAY_MS = {limited = 60000, cooling = 20000, benched = 3600000}
@@ -107,6 +107,8 @@ local function apply_effect(lease, effect, ok, now)
     keep_out(RESTS, rest_field(lease.group, class), 'limited', reason, until_ms, jitter, lease, now)
   elseif kind == 'cool' then
     keep_out(RESTS, rest_field(lease.group, class), 'cooling', reason, until_ms, jitter, lease, now)
+  elseif kind == 'cool_account' then
+    keep_out(BENCHES, lease.account, 'cooling', reason, until_ms, jitter, lease, now)
   elseif lease.probe then
     local healed = end_probe(BENCHES, lease.account, lease, ok)
     healed = end_probe(RESTS, lease.group, lease, ok) or healed
