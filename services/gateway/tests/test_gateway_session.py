@@ -29,6 +29,14 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServicer):
         self.outgoing: asyncio.Queue[pb.SchedulerBatch] = asyncio.Queue()
 
     hung = False
+    queues_ms = 0
+    """Admissions are told that they wait so long, and granted by `grant_queued` only."""
+
+    async def grant_queued(self) -> None:
+        """Grant all that was asked for."""
+        grants = [pb.AdmitResponse(seq=r.seq, grant=pb.Grant(lease_id=r.request_id, account_id=self.name))
+                  for b in self.got for r in b.admits]
+        await self.outgoing.put(pb.SchedulerBatch(admits=grants))
 
     async def Session(self, request_iterator: AsyncIterator[pb.GatewayBatch], context: grpc.aio.ServicerContext):
         async def read() -> None:
@@ -47,7 +55,9 @@ class FakeScheduler(scheduler_pb2_grpc.SchedulerServicer):
     def answer(self, batch: pb.GatewayBatch) -> pb.SchedulerBatch:
         out = pb.SchedulerBatch()
         for r in [*batch.admits, *batch.retries]:
-            if not self.mute:
+            if self.queues_ms:
+                out.queued.append(pb.Queued(seq=r.seq, wait_ms=self.queues_ms))
+            elif not self.mute:
                 out.admits.append(pb.AdmitResponse(seq=r.seq, grant=pb.Grant(lease_id=f"L{r.seq}", account_id=self.name)))
         for s in batch.settles:
             if not self.mute:
@@ -265,3 +275,81 @@ async def test_a_scheduler_that_only_takes_its_time_is_kept(
     await asyncio.sleep(1.5)
     assert sum(b.HasField("hello") for b in scheduler.fake.got) == 1
     waiting.cancel()
+
+
+# ------------------------------------------------------------------------- requests that wait for an account
+
+
+async def asks(fake: FakeScheduler, count: int) -> list[pb.AdmitRequest]:
+    """Return the admits that a scheduler got, once there are so many."""
+    async with asyncio.timeout(5):
+        while len(got := [a for b in fake.got for a in b.admits]) < count:
+            await asyncio.sleep(0.01)
+    return got
+
+
+async def test_a_request_that_waits_for_an_account_is_given_its_time(connect: Connect, scheduler: Running) -> None:
+    session = await connect(scheduler.address)
+    await session.inspect(pb.InspectRequest())
+    scheduler.fake.queues_ms = 30_000
+    waiting = asyncio.ensure_future(session.admit(pb.AdmitRequest(request_id="r1")))
+    await asyncio.sleep(1.6)  # longer than an answer may take otherwise
+    assert not waiting.done()
+    await scheduler.fake.grant_queued()
+    assert (await waiting).grant.account_id == "a"
+
+
+async def test_a_caller_that_hangs_up_while_it_waits_leaves_the_queue(connect: Connect, scheduler: Running) -> None:
+    session = await connect(scheduler.address)
+    await session.inspect(pb.InspectRequest())
+    scheduler.fake.queues_ms = 30_000
+    admit = asyncio.ensure_future(session.admit(pb.AdmitRequest(request_id="r1")))
+    failed = pb.SettleRequest(lease_id="r2.1")
+    retry = asyncio.ensure_future(session.retry(pb.RetryRequest(failed=failed)))
+    await asks(scheduler.fake, 1)
+    await asyncio.sleep(0.1)
+    admit.cancel()
+    retry.cancel()
+    async with asyncio.timeout(3):
+        while len(cancelled := {c.request_id for b in scheduler.fake.got for c in b.cancels}) < 2:
+            await asyncio.sleep(0.01)
+    assert cancelled == {"r1", "r2"}
+
+
+async def test_when_its_scheduler_dies_another_is_asked_with_what_is_left_of_the_time(
+    connect: Connect, scheduler: Running, tmp_path: Path,
+) -> None:
+    other = Running(tmp_path / "b.sock", FakeScheduler("b"))
+    await other.start()
+    try:
+        session = await connect(scheduler.address, other.address)
+        first = (await session.admit(pb.AdmitRequest(request_id="r0"))).grant.account_id
+        here, there = (scheduler, other) if first == "a" else (other, scheduler)
+        for each in (here, there):
+            each.fake.queues_ms = 3_000
+        waiting = asyncio.ensure_future(session.admit(pb.AdmitRequest(request_id="r1")))
+        await asks(here.fake, 2)
+        await asyncio.sleep(0.5)
+        await here.stop()
+        [again] = await asks(there.fake, 1)
+        assert again.request_id == "r1"
+        assert 0 < again.deadline_ms <= 2_500
+        await there.fake.grant_queued()
+        assert (await waiting).grant.account_id == there.fake.name
+        await here.start()
+    finally:
+        await other.stop()
+
+
+async def test_without_another_scheduler_those_that_wait_are_told_in_time(connect: Connect, scheduler: Running) -> None:
+    session = await connect(scheduler.address)
+    await session.inspect(pb.InspectRequest())
+    scheduler.fake.queues_ms = 30_000
+    waiting = asyncio.ensure_future(session.admit(pb.AdmitRequest(request_id="r1")))
+    await asks(scheduler.fake, 1)
+    await asyncio.sleep(0.1)
+    await scheduler.stop()
+    async with asyncio.timeout(4):  # the wait for a connection is 2 s here
+        with pytest.raises(SchedulerUnavailable):
+            await waiting
+    await scheduler.start()
