@@ -73,20 +73,22 @@ class Condition(_message.Message):
     def __init__(self, type: _Optional[str] = ..., status: _Optional[bool] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., last_transition_ms: _Optional[int] = ...) -> None: ...
 
 class Window(_message.Message):
-    __slots__ = ("name", "utilization", "limit", "remaining", "resets_at_ms", "status")
+    __slots__ = ("name", "utilization", "limit", "remaining", "resets_at_ms", "status", "model_class")
     NAME_FIELD_NUMBER: _ClassVar[int]
     UTILIZATION_FIELD_NUMBER: _ClassVar[int]
     LIMIT_FIELD_NUMBER: _ClassVar[int]
     REMAINING_FIELD_NUMBER: _ClassVar[int]
     RESETS_AT_MS_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_CLASS_FIELD_NUMBER: _ClassVar[int]
     name: str
     utilization: float
     limit: int
     remaining: int
     resets_at_ms: int
     status: str
-    def __init__(self, name: _Optional[str] = ..., utilization: _Optional[float] = ..., limit: _Optional[int] = ..., remaining: _Optional[int] = ..., resets_at_ms: _Optional[int] = ..., status: _Optional[str] = ...) -> None: ...
+    model_class: str
+    def __init__(self, name: _Optional[str] = ..., utilization: _Optional[float] = ..., limit: _Optional[int] = ..., remaining: _Optional[int] = ..., resets_at_ms: _Optional[int] = ..., status: _Optional[str] = ..., model_class: _Optional[str] = ...) -> None: ...
 
 class Amount(_message.Message):
     __slots__ = ("limit", "used", "reserved")

@@ -79,7 +79,7 @@ class StateCollector(Collector):
             for state in _STATES:
                 states.add_metric([account.id, state], float(state == current))
             group = self._view.live.groups.get(account.group)
-            for window in group.windows.values() if group else ():
+            for window in group.by_name().values() if group else ():
                 used = window.utilization
                 if window.limit > 0 and window.remaining >= 0:
                     used = 1 - window.remaining / window.limit

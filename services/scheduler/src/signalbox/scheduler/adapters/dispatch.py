@@ -230,7 +230,7 @@ class _Work:
 
         def settled(answer: list[Any], _: int) -> None:
             if answer[0] == b"settled":
-                self._view.live.account(answer[1].decode()).in_flight = answer[2]
+                self._view.set_running(answer[1].decode(), answer[2])
             if answer[0] != b"closed":
                 self.answer.settles.append(SettleResponse(seq=request.seq))
                 self.unsettled.remove(request)

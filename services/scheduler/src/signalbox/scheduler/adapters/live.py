@@ -97,8 +97,8 @@ class LiveRefresher:
     def _forget(self) -> None:
         """Believe no number from before a trouble: leases may be gone, and what was being admitted was not."""
         self._seen_ms = 0
-        for account in self._view.live.accounts.values():
-            account.in_flight = 0
+        for account_id in self._view.live.accounts:
+            self._view.set_running(account_id, 0)
 
     async def _read_numbers(self, used: dict[str, int]) -> None:
         live = self._view.live
@@ -106,9 +106,9 @@ class LiveRefresher:
         running = await self._store.command("HMGET", f"sb:{self._store.epoch}:n", *(f"a:{a}" for a in accounts))
         groups = {p.group for a in accounts if (p := self._view.snapshot.accounts.get(a)) is not None}
         for account, number in zip(accounts, running, strict=True):
-            state = live.account(account)
-            state.in_flight = int(number or 0)
-            state.last_used_ms = used[account]
+            if self._view.set_running(account, int(number or 0)):
+                self._queue.freed(account)
+            live.account(account).last_used_ms = used[account]
         for group in groups:
             flat = await self._store.command("HGETALL", f"sb:windows:{group}")
             windows = live.group(group).windows
@@ -128,19 +128,18 @@ class LiveRefresher:
         benched = {k for k in {*benches, *live.benches} if benches.get(k) != live.benches.get(k)}
         live.rests, live.benches = rests, benches
         self._queue.stir()
-        for account in self._view.snapshot.accounts.values():
-            if account.group in touched or account.id in benched:
-                self._tell(account.id)
+        for account_id in benched.union(*(self._view.snapshot.in_group(g) for g in touched)):
+            self._view.snapshot.release(account_id)
+            self._tell(account_id)
 
     def _tell_recovered(self) -> None:
         """Tell of accounts whose rest ended by itself since the last look."""
         now_ms = self._store.now_ms()
         over = {k for k, h in self._view.live.rests.items() if h.until_ms <= now_ms} - self._told_over
         if over:
-            groups = {k.partition("|")[0] for k in over}
-            for account in self._view.snapshot.accounts.values():
-                if account.group in groups:
-                    self._tell(account.id)
+            for group in {k.partition("|")[0] for k in over}:
+                for account_id in self._view.snapshot.in_group(group):
+                    self._tell(account_id)
         self._told_over = {k for k, h in self._view.live.rests.items() if h.until_ms <= now_ms}
 
     def _tell(self, account_id: str) -> None:

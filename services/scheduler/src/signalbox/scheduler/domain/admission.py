@@ -258,8 +258,9 @@ class Admission:
 
     def _provisionally(self, change: int) -> None:
         """Count the first choice at once, so that a burst that is planned together spreads."""
+        live = self.view.live
         for c in self._foreseen:
-            self.view.live.account(c.account.id).in_flight += change
+            self.view.set_running(c.account.id, live.account(c.account.id).in_flight + change)
             self.view.turns.took(self._indexes[c.pool].pool.id, c.account, change)
 
     # ------------------------------------------------------------------------------------------------ answers
@@ -336,6 +337,7 @@ class Admission:
         """Wait where an account frees up in time, refuse where none does."""
         denial = self._no_candidate()
         soonest_ms = self._soonest()
+        self._any_time = self._any_time or not self._ranking.excluded.keys().isdisjoint(_ANY_TIME)
         if denial.error_code == "pool_limited" and not self._pin_refused():
             index = patience.queue_of(self._indexes, self.request.model)
             if self._waits(index, soonest_ms, patience.ALL_FULL):
@@ -422,7 +424,7 @@ class Admission:
         _, position, pin, token, first, running, reports, pin_reason = answer
         chosen = self._offered[position - 1]
         account = chosen.account
-        self.view.live.account(account.id).in_flight = running
+        self.view.live.set_running(account.id, account.group, running)
         pool = self._indexes[chosen.pool].pool
         self.view.turns.took(pool.id, account)
         if first and self._failed is None:

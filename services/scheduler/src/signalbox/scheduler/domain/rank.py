@@ -1,8 +1,8 @@
 """Ranking: which accounts should serve a request, best first, and why the others are left out.
 
 Pure: everything comes in as arguments. The taking, which re-checks all of this exactly, is Redis's.
-A request looks at a bounded number of accounts of each pool, from a place that its own hash gives, so that large pools
-cost no more than small ones and bursts spread; pools up to that size are looked at whole.
+A request looks at a bounded number of accounts of each tier, from a place that its own hash gives, so that large pools
+cost no more than small ones and bursts spread; tiers up to that size are looked at whole.
 """
 
 import math
@@ -10,12 +10,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from signalbox.scheduler.domain.headroom import surplus
 from signalbox.scheduler.domain.policies import AccountPolicy, model_class
 from signalbox.scheduler.domain.snapshot import PoolIndex
 from signalbox.scheduler.domain.state import Health, LiveState
+from signalbox.scheduler.domain.tiers import FULL, SHORTLIST, Tier
 
-SHORTLIST = 16
-_STRIDE = 7919
 _MULTIPLIER = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 
@@ -106,15 +106,15 @@ def rank(pools: Sequence[PoolIndex], live: LiveState, turns: Turns, wish: Wish) 
         if len(ranking.candidates) >= wish.want:
             ranking.more = True
             continue
-        for _, accounts in index.tiers(wish.model):
-            ranking.serving += len(accounts)
+        for tier in index.tiers(wish.model):
+            ranking.serving += len(tier.accounts)
             if len(ranking.candidates) >= wish.want:
                 ranking.more = True
                 continue
-            found = _look_at(accounts, live, wish, ranking, seen=seen)
+            found = _look_at(tier, live, wish, ranking, seen=seen)
             room = wish.want - len(ranking.candidates)
             scored = _score(index, found, live, turns, wish)
-            ranking.candidates += [Ranked(a, position, score, sends) for score, _, a, sends in scored[:room]]
+            ranking.candidates += [Ranked(a, position, score, sends) for _, score, _, a, sends in scored[:room]]
             ranking.more = ranking.more or len(scored) > room
     return ranking
 
@@ -157,29 +157,58 @@ def _rank_woken(
         return
 
 
+_Found = tuple[AccountPolicy, str, bool]
+"""An account that can serve, what it sends, and whether it is believed to be full."""
+
+
 def _look_at(
-    accounts: tuple[AccountPolicy, ...], live: LiveState, wish: Wish, ranking: Ranking, *, seen: Collection[str],
-) -> list[tuple[AccountPolicy, str]]:
-    """Return the first accounts of a tier that can serve, from where the request's hash points, and what each sends."""
-    found: list[tuple[AccountPolicy, str]] = []
-    count = len(accounts)
-    stride = _STRIDE if count > SHORTLIST and count % _STRIDE else 1
-    start = wish.seed % count
-    for step in range(count):
-        account = accounts[(start + step * stride) % count]
+    tier: Tier, live: LiveState, wish: Wish, ranking: Ranking, *, seen: Collection[str],
+) -> list[_Found]:
+    """Return accounts of a tier that can serve, from where the request's hash points."""
+    found: list[_Found] = []
+    for account in tier.accounts if tier.is_small else tier.from_place(wish.seed, wish.now_ms):
         if account.id in seen:
             continue
         sends = account.sends(wish.model) or wish.model
         reason, until_ms = ("draining", 0) if account.draining else _left_out(account, sends, live, wish)
-        if reason:
-            ranking.exclude(reason, until_ms)
-            continue
-        found.append((account, sends))
-        if len(found) == SHORTLIST and step + 1 < count:
-            ranking.more = True
-            break
+        full = not reason and bool(account.max_concurrency) \
+            and live.account(account.id).in_flight >= account.max_concurrency
+        if tier.is_small:
+            if reason:
+                ranking.exclude(reason, until_ms)
+            else:
+                found.append((account, sends, full))
+        elif full or reason:
+            if account.id in wish.left_out:
+                ranking.exclude(reason or FULL)
+            else:
+                tier.put_aside(account, reason or FULL, live.until_ms(account, sends, wish.now_ms) if reason else 0)
+        else:
+            found.append((account, sends, False))
+            if len(found) == SHORTLIST:
+                ranking.more = True
+                break
+    if not tier.is_small:
+        _add_believed_full(tier, wish, ranking, found, seen=seen)
     ranking.considered += len(found)
     return found
+
+
+def _add_believed_full(
+    tier: Tier, wish: Wish, ranking: Ranking, found: list[_Found], *, seen: Collection[str],
+) -> None:
+    """Count those set aside; where nothing better is there, offer some that may be full no more: Redis knows."""
+    for reason, number in tier.excluded.items():
+        ranking.excluded[reason] = ranking.excluded.get(reason, 0) + number
+    if found:
+        return
+    soonest_ms = tier.soonest_ms()
+    if soonest_ms and (not ranking.soonest_ms or soonest_ms < ranking.soonest_ms):
+        ranking.soonest_ms = soonest_ms
+    for account in tier.believed_full(SHORTLIST + len(wish.left_out)):
+        if account.id not in wish.left_out and account.id not in seen and len(found) < SHORTLIST:
+            found.append((account, account.sends(wish.model) or wish.model, True))
+    ranking.more = ranking.more or (len(found) == SHORTLIST and len(wish.left_out) < 2 * SHORTLIST)
 
 
 def _left_out(account: AccountPolicy, sends: str, live: LiveState, wish: Wish) -> tuple[str, int]:
@@ -195,41 +224,49 @@ def _left_out(account: AccountPolicy, sends: str, live: LiveState, wish: Wish) -
     return out.kind, 0 if out.kind == "benched" else out.until_ms
 
 
-_Scored = tuple[int, int, AccountPolicy, str]
+_Scored = tuple[bool, int, int, AccountPolicy, str]
 
 
 def _score(
-    index: PoolIndex, found: list[tuple[AccountPolicy, str]], live: LiveState, turns: Turns, wish: Wish,
+    index: PoolIndex, found: list[_Found], live: LiveState, turns: Turns, wish: Wish,
 ) -> list[_Scored]:
+    """Return what was found, best first: those believed full last, then by score, ties by lot."""
     strategy = index.pool.strategy
     if strategy == "RoundRobin":
-        turns.enter(index.pool.id, [a for a, _ in found])
+        turns.enter(index.pool.id, [f[0] for f in found])
     scored: list[_Scored] = []
-    for account, sends in found:
+    for account, sends, full in found:
         tie = _mix(wish.seed, account.salt)
         if strategy == "Headroom":
-            score = _headroom(account, live, wish.now_ms)
+            score = _headroom(account, sends, live, wish.now_ms)
         elif strategy == "LeastConnections":
             score = live.account(account.id).in_flight * 1000 // account.weight
         elif strategy == "RoundRobin":
             score = round((turns.of(index.pool.id, account.id) + 1 / account.weight) * 1_000_000)
         else:
             score = _lot(tie, account.weight)
-        scored.append((score, tie, account, sends))
-    scored.sort(key=lambda s: (s[0], s[1]))
+        scored.append((full, score, tie, account, sends))
+    scored.sort(key=lambda s: s[:3])
     return scored
 
 
-def _headroom(account: AccountPolicy, live: LiveState, now_ms: int) -> int:
-    """Permille of the fullest known window plus permille of concurrency (against the weight where it has no limit)."""
+def _headroom(account: AccountPolicy, sends: str, live: LiveState, now_ms: int) -> int:
+    """Permille of quota that would be missed (0) to spare (1000 and more), plus permille of concurrency.
+
+    Concurrency counts against the weight where the account has no limit of its own.
+    """
+    score = 500
     group = live.groups.get(account.group)
-    used = group.fullest(now_ms) if group is not None else 0.0
+    if group is not None and group.windows:
+        family = model_class(sends)
+        running, typical = group.in_flight, live.typical.get(family, 0.0)
+        score -= round(500 * surplus(group.windows.values(), family, running, typical, now_ms))
     in_flight = live.account(account.id).in_flight
     if account.max_concurrency:
         busy = in_flight / account.max_concurrency
     else:
         busy = in_flight / (in_flight + account.weight / 5)
-    return int(1000 * used) + int(1000 * busy)
+    return score + int(1000 * busy)
 
 
 def _lot(tie: int, weight: int) -> int:

@@ -6,6 +6,7 @@ from typing import Final
 import msgspec
 
 from signalbox.scheduler.domain.admission import COUNT_TOKENS
+from signalbox.scheduler.domain.headroom import is_unified
 from signalbox.scheduler.domain.operations import NEVER_MS, NO_EFFECT, Head, Reap, Settle, measures_amounts, read_token
 from signalbox.scheduler.domain.policies import model_class
 from signalbox.scheduler.domain.view import View
@@ -40,6 +41,8 @@ def settlement(view: View, request: SettleRequest) -> Settle:
     head, blob = read_token(request.lease_token)
     asked = AdmitRequest.FromString(blob)
     taken, given, cost = 0, 0, 0
+    if request.outcome == OUTCOME_OK and request.windows:
+        view.live.learn_size(head.model_class, sum(billed_tokens(request.usage)))
     if measures_amounts(head):
         taken, given, cost = _facts(view, head, asked, request.usage, request.served_model, content=request.had_content)
         if request.outcome == OUTCOME_OK and asked.route != COUNT_TOKENS:
@@ -49,7 +52,7 @@ def settlement(view: View, request: SettleRequest) -> Settle:
         id=request.lease_id, tokens=taken + given, cost=cost, input=taken, output=given,
         effect=_effect(request.effect), ok=int(well), gateway=asked.gateway_id,
         ended=head.admitted_ms + request.duration_ms if request.duration_ms else 0, unused=int(request.unused),
-        windows=tuple(text for w in request.windows for text in (w.name, write_window(w))),
+        windows=tuple(text for w in request.windows for text in (_window_field(w, head), write_window(w))),
     )
 
 
@@ -108,10 +111,16 @@ def write_window(window: Window) -> str:
     return f"{window.utilization!r}|{window.limit}|{window.remaining}|{window.resets_at_ms}|{window.status}"
 
 
-def read_window(name: str, text: str) -> Window:
-    """Return what `write_window` wrote."""
+def _window_field(window: Window, head: Head) -> str:
+    """Return under which name a window is kept: unified ones hold for the account, others for a class of models."""
+    return window.name if is_unified(window.name) else f"{window.name}|{head.model_class}"
+
+
+def read_window(field: str, text: str) -> Window:
+    """Return what `write_window` wrote under the name `field`."""
+    name, _, of_class = field.partition("|")
     utilization, limit, remaining, resets_at_ms, status = text.split("|", 4)
     return Window(
         name=name, utilization=float(utilization), limit=int(limit), remaining=int(remaining),
-        resets_at_ms=int(resets_at_ms), status=status,
+        resets_at_ms=int(resets_at_ms), status=status, model_class=of_class,
     )

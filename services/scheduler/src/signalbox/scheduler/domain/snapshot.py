@@ -16,19 +16,19 @@ from signalbox.scheduler.domain.policies import (
     compile_key,
     compile_pool,
 )
+from signalbox.scheduler.domain.tiers import Tier
 from signalbox.v1.scheduler_pb2 import Object
 
 _MOST_CACHED_MODELS = 256
 
-Tier = tuple[int, tuple[AccountPolicy, ...]]
-"""A priority and the accounts that have it."""
-
-
 class PoolIndex:
     """One pool's members, by priority and model; built on demand and dropped when a member changes."""
 
-    def __init__(self, pool: PoolPolicy, find: Callable[[str], AccountPolicy | None]) -> None:
+    def __init__(
+        self, pool: PoolPolicy, find: Callable[[str], AccountPolicy | None], set_aside: set[str] | None = None,
+    ) -> None:
         self.pool = pool
+        self._set_aside: set[str] = set() if set_aside is None else set_aside
         self.members = tuple(a for a in map(find, pool.accounts) if a is not None)
         self._by_id = {a.id: a for a in self.members}
         self._tiers: dict[str, tuple[Tier, ...]] = {}
@@ -47,16 +47,22 @@ class PoolIndex:
         for account in self.members:
             if account.sends(model) is not None:
                 by_priority.setdefault(account.priority, []).append(account)
-        tiers = tuple((p, tuple(by_priority[p])) for p in sorted(by_priority))
+        tiers = tuple(Tier(p, tuple(by_priority[p]), self._set_aside) for p in sorted(by_priority))
         if len(self._tiers) < _MOST_CACHED_MODELS:
             self._tiers[model] = tiers
         return tiers
+
+    def release(self, account_id: str) -> None:
+        """Have an account looked at again that was set aside."""
+        for tiers in self._tiers.values():
+            for tier in tiers:
+                tier.release(account_id)
 
     def sent_names(self, model: str) -> frozenset[str]:
         """Return the names under which the members serve `model`."""
         known = self._names.get(model)
         if known is None:
-            sends = (a.sends(model) for _, accounts in self.tiers(model) for a in accounts)
+            sends = (a.sends(model) for tier in self.tiers(model) for a in tier.accounts)
             known = frozenset(name for name in sends if name is not None)
             if len(self._names) < _MOST_CACHED_MODELS:
                 self._names[model] = known
@@ -74,6 +80,8 @@ class Snapshot:
         self.pools: dict[str, PoolPolicy] = {}
         self.accounts: dict[str, AccountPolicy] = {}
         self._by_hash: dict[bytes, list[KeyPolicy]] = {}
+        self._groups: dict[str, set[str]] = {}
+        self._set_aside: set[str] = set()
         self._indexes: dict[str, PoolIndex] = {}
         self._pools_of: dict[str, set[str]] = {}
 
@@ -84,7 +92,10 @@ class Snapshot:
         elif obj.kind == POOL:
             self._put_pool(compile_pool(obj.id, version, obj.spec_json))
         elif obj.kind == ACCOUNT:
-            self.accounts[obj.id] = compile_account(obj.id, version, obj.spec_json)
+            account = compile_account(obj.id, version, obj.spec_json)
+            self._leave_group(obj.id)
+            self.accounts[obj.id] = account
+            self._groups.setdefault(account.group, set()).add(obj.id)
             self._drop_indexes(obj.id)
         else:
             raise ValueError(f"unknown kind {obj.kind}")
@@ -100,6 +111,7 @@ class Snapshot:
         elif kind == POOL and (pool := self.pools.pop(object_id, None)):
             self._forget_pool(pool)
         elif kind == ACCOUNT:
+            self._leave_group(object_id)
             self.accounts.pop(object_id, None)
             self._drop_indexes(object_id)
 
@@ -118,8 +130,21 @@ class Snapshot:
         """Return the index of a pool, None where there is no such pool."""
         index = self._indexes.get(pool_id)
         if index is None and (pool := self.pools.get(pool_id)) is not None:
-            index = self._indexes[pool_id] = PoolIndex(pool, self.accounts.get)
+            index = self._indexes[pool_id] = PoolIndex(pool, self.accounts.get, self._set_aside)
         return index
+
+    def release(self, account_id: str) -> None:
+        """Have an account looked at again: it may have room, or be well."""
+        if account_id not in self._set_aside:
+            return
+        self._set_aside.discard(account_id)
+        for pool_id in self._pools_of.get(account_id, ()):
+            if (index := self._indexes.get(pool_id)) is not None:
+                index.release(account_id)
+
+    def in_group(self, group: str) -> frozenset[str]:
+        """Return the ids of the accounts that share a limit group."""
+        return frozenset(self._groups.get(group, ()))
 
     def of_kind(self, kind: str) -> Iterator[Object]:
         """Yield the objects of one kind by id."""
@@ -155,6 +180,12 @@ class Snapshot:
         self._indexes.pop(pool.id, None)
         for account in pool.accounts:
             self._pools_of.get(account, set()).discard(pool.id)
+
+    def _leave_group(self, account_id: str) -> None:
+        if (old := self.accounts.get(account_id)) is not None and (group := self._groups.get(old.group)):
+            group.discard(account_id)
+            if not group:
+                del self._groups[old.group]
 
     def _drop_indexes(self, account_id: str) -> None:
         for pool_id in self._pools_of.get(account_id, ()):

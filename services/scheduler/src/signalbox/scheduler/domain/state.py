@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from signalbox.scheduler.domain.policies import AccountPolicy, model_class
 from signalbox.v1.common_pb2 import Window
 
+_LEARNING = 0.05
+
 
 @dataclass(slots=True)
 class Health:
@@ -29,21 +31,19 @@ class AccountState:
 
 @dataclass(slots=True)
 class GroupState:
-    """What the provider said about one limit group: windows by name, utilisation as a fraction."""
+    """What the provider said about one limit group: windows by name and model class, utilisation as a fraction."""
 
     windows: dict[str, Window] = field(default_factory=dict)
+    in_flight: int = 0
 
-    def fullest(self, now_ms: int) -> float:
-        """Return how used the fullest window that has not been reset since is, 0 (unused or unknown) and up."""
-        most = 0.0
-        for w in self.windows.values():
-            if w.resets_at_ms and w.resets_at_ms <= now_ms:
-                continue
-            used = w.utilization
-            if w.limit > 0 and w.remaining >= 0:
-                used = max(used, 1.0 - w.remaining / w.limit)
-            most = max(most, used)
-        return most
+    def by_name(self) -> dict[str, Window]:
+        """Return the windows by the provider's name, of those for several classes of models the fullest."""
+        found: dict[str, Window] = {}
+        for window in self.windows.values():
+            known = found.get(window.name)
+            if known is None or window.utilization > known.utilization:
+                found[window.name] = window
+        return found
 
 
 class LiveState:
@@ -55,6 +55,8 @@ class LiveState:
         self.rests: dict[str, Health] = {}
         """By `group` or `group|model class`."""
         self.benches: dict[str, Health] = {}
+        self.typical: dict[str, float] = {}
+        """Tokens that a request lately took, by model class, in this scheduler."""
 
     def account(self, account_id: str) -> AccountState:
         """Return the account's numbers, to be updated in place."""
@@ -62,6 +64,19 @@ class LiveState:
         if state is None:
             state = self.accounts[account_id] = AccountState()
         return state
+
+    def set_running(self, account_id: str, group: str, number: int) -> bool:
+        """Note how many requests an account has in flight; return whether there are fewer than before."""
+        state = self.account(account_id)
+        before, state.in_flight = state.in_flight, number
+        if before != number:
+            self.group(group).in_flight += number - before
+        return number < before
+
+    def learn_size(self, model_class: str, tokens: int) -> None:
+        """Note what one request took of its account's token windows."""
+        known = self.typical.get(model_class)
+        self.typical[model_class] = tokens if known is None else known + (tokens - known) * _LEARNING
 
     def group(self, group: str) -> GroupState:
         """Return what the provider said about a limit group, to be updated in place."""
@@ -81,6 +96,11 @@ class LiveState:
             if record is not None and now_ms < record.until_ms and (found is None or record.until_ms > found.until_ms):
                 found = record
         return found
+
+    def until_ms(self, account: AccountPolicy, sends: str, now_ms: int) -> int:
+        """Return until when an account is kept out of serving as `sends`, 0 where time alone will not change it."""
+        out = self.kept_out(account.id, account.group, model_class(sends), now_ms)
+        return out.until_ms if out is not None else 0
 
     def kept_out_as(self, account: AccountPolicy, model: str, now_ms: int) -> Health | None:
         """Return what keeps the account from serving requests for `model` now; see `kept_out`."""

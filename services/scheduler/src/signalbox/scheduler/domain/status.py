@@ -47,7 +47,7 @@ def account_status(view: View, account: AccountPolicy, conditions: Sequence[Cond
     return AccountStatus(
         state=account.state, state_reason=account.state_reason, available=not reason, reason=reason,
         limited_until_ms=out.until_ms if out and out.kind != "benched" else 0,
-        in_flight=max(0, state.in_flight), windows=group.windows.values() if group else (),
+        in_flight=max(0, state.in_flight), windows=group.by_name().values() if group else (),
         last_used_at_ms=state.last_used_ms,
         conditions=[*conditions, Condition(type="Available", status=not reason, reason=reason or "Serves")],
     )

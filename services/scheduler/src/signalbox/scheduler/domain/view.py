@@ -58,3 +58,11 @@ class View:
     pins: Pins = field(default_factory=Pins)
     since_ms: dict[str, int] = field(default_factory=dict)
     """When limits over Total without a `since` were first seen, by `key|limit`."""
+
+    def set_running(self, account_id: str, number: int) -> bool:
+        """Note how many requests an account has in flight; return whether there are fewer than before."""
+        account = self.snapshot.accounts.get(account_id)
+        fell = self.live.set_running(account_id, account.group if account is not None else account_id, number)
+        if fell:
+            self.snapshot.release(account_id)
+        return fell
