@@ -22,6 +22,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if here in item.path.parents:
             item.add_marker(pytest.mark.k8s)
             item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.timeout(300))
 
 
 @pytest.fixture(scope="session")
@@ -70,5 +71,4 @@ def release(plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> It
         directory, kubeconfig, SIGNALBOX_WATCH_NAMESPACES="*", SIGNALBOX_ALLOWED_UPSTREAM_HOSTS=HOSTS,
         SIGNALBOX_OPERATOR_DRAIN_LIMIT_S="8",
     ) as running:
-        running.wait_ready("operator")
         yield running

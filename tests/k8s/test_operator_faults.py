@@ -1,10 +1,10 @@
 """What the operator survives: the API server away, its own death, Redis wiped, dead watches, rivals, lost peers."""
 
 import concurrent.futures
+import os
 import signal
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -12,12 +12,11 @@ from tests.support.control_plane import ControlPlane
 from tests.support.instance import relay_key, secret
 from tests.support.kube import Api, placed, within
 from tests.support.rbac import OPERATOR
-from tests.support.release import Release
+from tests.support.release import Release, free_port
 from tests.support.sim import Simulator
 from tests.support.tenant import apply_account, apply_key, served, tenant
 from tests.support.tunnel import Tunnel
 
-HOSTS = "127.0.0.1"
 # The contract's bound where a watch is dead, and what a busy machine adds.
 DEAD_WATCH_S = 30.0
 SLACK_S = 5.0
@@ -25,14 +24,10 @@ AWAY_S = 60.0
 
 
 @pytest.fixture
-def alone(plane: ControlPlane, tmp_path: Path, ns: str) -> Iterator[Release]:
-    """A release of the test's own, which watches the test's namespace only and has its own Lease."""
-    with Release(
-        tmp_path / "r", plane.identity(OPERATOR), SIGNALBOX_WATCH_NAMESPACES=ns, SIGNALBOX_ALLOWED_UPSTREAM_HOSTS=HOSTS,
-        SIGNALBOX_OPERATOR_NAME=f"signalbox-{ns}", SIGNALBOX_OPERATOR_DRAIN_LIMIT_S="5",
-    ) as running:
-        running.wait_ready("operator")
-        yield running
+def alone(release: Release) -> Iterator[Release]:
+    """The release, to be broken; afterwards it is whole again."""
+    yield release
+    release.mend()
 
 
 def available(api: Api, ns: str) -> str:
@@ -109,20 +104,19 @@ def test_the_refresher_loses_its_grants(api: Api, alone: Release, sim: Simulator
 
 
 def test_a_silently_dead_watch_is_replaced(
-    plane: ControlPlane, api: Api, sim: Simulator, ns: str, tmp_path: Path,
+    plane: ControlPlane, api: Api, alone: Release, sim: Simulator, ns: str,
 ) -> None:
     """The way to the API server swallows everything on the connections that there are; new ones work."""
-    with Tunnel(plane.url) as tunnel, Release(
-        tmp_path / "r", plane.identity(OPERATOR, url=tunnel.url), SIGNALBOX_WATCH_NAMESPACES=ns,
-        SIGNALBOX_ALLOWED_UPSTREAM_HOSTS=HOSTS, SIGNALBOX_OPERATOR_NAME=f"signalbox-{ns}",
-    ) as own:
-        own.wait_ready("operator")
-        key = tenant(api, own, ns, sim.url)
+    with Tunnel(plane.url) as tunnel:
+        kubeconfig = str(plane.identity(f"{OPERATOR}-through-a-tunnel", user=OPERATOR, url=tunnel.url))
+        alone.restart("operator", SIGNALBOX_OPERATOR_KUBECONFIG=kubeconfig, KUBECONFIG=kubeconfig)
+        key = tenant(api, alone, ns, sim.url)
         tunnel.swallow()
         api.merge("RelayKey", "ada", {"spec": {"state": "Paused"}}, ns)
         began_s = time.monotonic()
-        within(DEAD_WATCH_S + SLACK_S, lambda: "key_paused" in own.call(key)[1])
+        within(DEAD_WATCH_S + SLACK_S, lambda: "key_paused" in alone.call(key)[1])
         print(f"\nrevoked over a dead watch after {time.monotonic() - began_s:.1f} s")
+        alone.kill("operator")
 
 
 def test_expired_watches_miss_nothing(api: Api, alone: Release, sim: Simulator, ns: str) -> None:
@@ -182,7 +176,7 @@ def test_deletion_does_not_hang_when_the_schedulers_are_gone_for_good(
     alone.kill("scheduler")
     alone.kill("token_refresher")
     api.delete("ClaudeAccount", "acme", ns)
-    within(5 + 20, lambda: api.get("ClaudeAccount", "acme", ns) is None)
+    within(8 + 20, lambda: api.get("ClaudeAccount", "acme", ns) is None)
     within(5, lambda: "DrainLimitReached" in dict(api.events("acme", ns)))
 
 
@@ -211,20 +205,21 @@ def test_an_account_goes_only_when_its_requests_have_ended(api: Api, alone: Rele
 
 
 def test_an_operator_that_was_thought_dead_does_nothing_more(
-    plane: ControlPlane, api: Api, alone: Release, sim: Simulator, ns: str, tmp_path: Path,
+    api: Api, alone: Release, sim: Simulator, ns: str,
 ) -> None:
     key = tenant(api, alone, ns, sim.url)
-    alone.signal("operator", signal.SIGSTOP)
     old = alone.pid("operator")
-    alone.start("operator", SIGNALBOX_TELEMETRY_ADDRESS="127.0.0.1:0", wait=False)
-    time.sleep(5)
-    import os
-
+    alone.signal("operator", signal.SIGSTOP)
+    alone.start("operator", SIGNALBOX_TELEMETRY_ADDRESS=f"127.0.0.1:{free_port()}", wait=False)
+    within(30, lambda: sum('"watching"' in line for line in alone.log["operator"]) > 1)
     os.kill(old, signal.SIGCONT)
-    within(25, lambda: any("superseded" in line for line in alone.log["operator"]))
-    api.merge("RelayKey", "ada", {"spec": {"state": "Paused"}}, ns)
-    within(10, lambda: "key_paused" in alone.call(key)[1])
-    os.kill(old, signal.SIGKILL)
+    try:
+        within(40, lambda: any("superseded" in line for line in alone.log["operator"]))
+        api.merge("RelayKey", "ada", {"spec": {"state": "Paused"}}, ns)
+        within(10, lambda: "key_paused" in alone.call(key)[1])
+    finally:
+        os.kill(old, signal.SIGKILL)
+        alone.kill("operator")
 
 
 def test_a_bad_document_disturbs_no_other(api: Api, alone: Release, sim: Simulator, ns: str) -> None:

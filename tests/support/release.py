@@ -53,7 +53,9 @@ class Release:
     def __enter__(self) -> "Release":
         try:
             for room in ROOMS:
-                self.start(room, wait=room != "operator")
+                self.start(room, wait=room == "redis")
+            for room in ROOMS:
+                self.wait_ready(room)
         except BaseException:
             self.__exit__()
             raise
@@ -95,6 +97,18 @@ class Release:
         process = self._processes[room]
         process.send_signal(sig)
         process.wait(30)
+
+    def restart(self, room: str, **environment: str) -> None:
+        """End a room's process, if it still runs, and start another."""
+        if self._processes[room].poll() is None:
+            self.kill(room)
+        self.start(room, **environment)
+
+    def mend(self) -> None:
+        """Start what is not running."""
+        for room in ROOMS:
+            if self._processes[room].poll() is not None:
+                self.start(room)
 
     def signal(self, room: str, sig: signal.Signals) -> None:
         """Send a signal to a room's process."""

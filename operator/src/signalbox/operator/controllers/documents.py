@@ -104,15 +104,18 @@ class Documents:
         return min(_IDLE_S, max(0.05, (desired.next_change_at - datetime.now(UTC)).total_seconds()))
 
     async def _present(self) -> tuple[dict[tuple[str, str], str], dict[str, str]]:
-        """Return what the rooms have: as we left it, or as they say after they may have lost something."""
-        if self._registry is None:
-            found: dict[tuple[str, str], str] = {}
-            for item in await self._rooms.list_objects(with_status=False):
-                found[item.object.kind, item.object.id] = item.object.revision
-            self._registry = found
-        if self._seeds is None:
-            self._seeds = {account: grant.seed_version for account, grant in (await self._rooms.grants()).items()}
-        return self._registry, self._seeds
+        """Return what the rooms have: as we left it, or as they say after they may have lost something.
+
+        `relist` can come while they are asked; then the next pass asks again.
+        """
+        registry, seeds = self._registry, self._seeds
+        if registry is None:
+            listed = await self._rooms.list_objects(with_status=False)
+            self._registry = registry = {(i.object.kind, i.object.id): i.object.revision for i in listed}
+        if seeds is None:
+            grants = await self._rooms.grants()
+            self._seeds = seeds = {account: grant.seed_version for account, grant in grants.items()}
+        return registry, seeds
 
     async def _act(self, actions: list[Action]) -> None:
         """Carry out actions and keep the books; after a failure the rooms are asked what they have."""
