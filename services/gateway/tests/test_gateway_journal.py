@@ -17,6 +17,7 @@ from signalbox.gateway.adapters import journal as journal_module
 from signalbox.gateway.adapters import journal_delivery
 from signalbox.gateway.adapters.journal_delivery import JournalDelivery
 from signalbox.gateway.adapters.journal_file import Segment, read_attempts
+from signalbox.gateway.domain.denial_budget import DenialBudget
 from signalbox.gateway.domain.ports import JournalUnwritable
 from signalbox.v1 import common_pb2, usage_pb2_grpc
 from signalbox.v1.usage_pb2 import AttemptEvent, IngestAck, IngestBatch
@@ -204,6 +205,17 @@ async def test_denials_of_unknown_callers_are_bounded(delivery: JournalDelivery,
     anonymous = [r for r in ledger.rows.values() if not r.key_id]
     assert 50 <= len(anonymous) <= 60
     assert len(ledger.rows) - len(anonymous) == 200
+
+
+def test_a_key_that_is_refused_all_day_fills_no_ledger() -> None:
+    budget = DenialBudget()
+    hour = [budget.take("default/ada", n / 100) for n in range(360_000)]
+    assert all(hour[:300]), "a burst is recorded whole"
+    assert 300 + 3590 <= sum(hour) <= 300 + 3600, "then one a second"
+    assert budget.take("default/bob", 3600.0), "nobody else's budget"
+    for day in range(5):
+        assert all(budget.take(f"default/{day}-{n}", 3700.0 + day * 86_400) for n in range(20_000))
+    assert len(budget._left) < 50_000, "nor memory"
 
 
 async def test_a_stopped_gateway_leaves_nothing_behind(tmp_path: Path, ledger: Ledger) -> None:

@@ -26,7 +26,7 @@ from signalbox.usage.adapters.migrate import migrate
 from signalbox.usage.adapters.prices import LedgerPrices
 from signalbox.usage.adapters.queries import Queries
 from signalbox.usage.adapters.urls import read_database_url
-from signalbox.usage.api.recorder import Recorder
+from signalbox.usage.api.recorder import Kept, Recorder
 from signalbox.usage.api.service import UsageService
 from signalbox.usage.api.watchers import Watchers
 from signalbox.usage.metrics import Metrics
@@ -42,7 +42,7 @@ NOW = 1_795_219_200_000
 class Running:
     """One replica of the service and a client of it."""
 
-    def __init__(self, url: str, directory: Path) -> None:
+    def __init__(self, url: str, directory: Path, **recorder: Any) -> None:
         self.settings = RoomSettings(shared_secret=SECRET)
         self.address = f"unix:{directory}/usage.sock"
         self.registry = CollectorRegistry()
@@ -57,6 +57,7 @@ class Running:
         self.recorder = Recorder(
             Ledger(self._writer, prices), clock, readiness=self.readiness,
             metrics=Metrics(prices, self.registry), max_rows=1000, published=watchers.publish,
+            **{"kept": Kept(400, 30), **recorder},
         )
         self._pool = ThreadPoolExecutor(2)
         self.service = UsageService(self.recorder, Queries(self._reader), self._pool, watchers, clock)
@@ -91,8 +92,8 @@ class Running:
 
 
 @contextlib.asynccontextmanager
-async def running(url: str, directory: Path) -> AsyncIterator[Running]:
-    replica = await Running(url, directory).start()
+async def running(url: str, directory: Path, **recorder: Any) -> AsyncIterator[Running]:
+    replica = await Running(url, directory, **recorder).start()
     try:
         yield replica
     finally:
@@ -177,6 +178,35 @@ async def test_an_event_that_names_no_request_does_not_hold_up_others(empty_url:
         await stream.send(event(""), event("r1"))
         assert [row.request_id for row in await usage.rows()] == ["r1"]
         assert usage.metric("ledger_events_total", result="refused") == 1
+        stream.cancel()
+
+
+async def test_what_is_too_old_is_forgotten_in_steps_and_stays_in_the_sums(empty_url: str, tmp_path: Path) -> None:
+    day_ms = 86_400_000
+    now_ms = time.time_ns() // 1_000_000
+    def rows(name: str, days: int, count: int, attempt: int = 1, **fields: Any) -> list[pb.AttemptEvent]:
+        at = now_ms - days * day_ms
+        return [event(f"{name}{i}", attempt, admitted_at_ms=at, started_at_ms=at, **fields) for i in range(count)]
+
+    async with running(empty_url, tmp_path, kept=Kept(100, 10), tidy_every_s=0.3) as usage:
+        stream = Stream(usage.stub)
+        await stream.send(*rows("old", 101, 1500), limit_s=30)
+        await stream.send(
+            *rows("young", 99, 20), *rows("denied-old", 11, 20, 0, outcome=c.OUTCOME_DENIED, account_id=""),
+            *rows("denied-young", 9, 20, 0, outcome=c.OUTCOME_DENIED, account_id=""), *rows("today", 0, 20),
+        )
+        for _ in range(200):
+            names = {row.request_id.rstrip("0123456789") for row in await usage.rows(last=9_000, with_denials=True)}
+            if names == {"young", "denied-young", "today"}:
+                break
+            await asyncio.sleep(0.05)
+        assert names == {"young", "denied-young", "today"}
+        [total] = (await usage.query(usage=pb.UsageQuery())).usage
+        assert total.requests == 1540, "reports stay complete"
+        gone = usage.registry.get_sample_value("signalbox_ledger_rows_forgotten_total")
+        assert gone == 1520
+        await stream.send(*rows("today", 0, 1))
+        assert len(await usage.rows(last=9_000)) == 40, "what was known stays known once"
         stream.cancel()
 
 

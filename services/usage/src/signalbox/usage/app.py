@@ -18,7 +18,7 @@ from signalbox.usage.adapters.migrate import NewerLedger, migrate
 from signalbox.usage.adapters.prices import LedgerPrices
 from signalbox.usage.adapters.queries import Queries
 from signalbox.usage.adapters.urls import read_database_url, shown
-from signalbox.usage.api.recorder import NEED, Recorder, cause
+from signalbox.usage.api.recorder import NEED, Kept, Recorder, cause
 from signalbox.usage.api.service import UsageService
 from signalbox.usage.api.watchers import Watchers
 from signalbox.usage.metrics import Metrics
@@ -49,6 +49,7 @@ async def main(settings: UsageSettings, stop: asyncio.Event) -> None:
     recorder = Recorder(
         Ledger(writer, prices), clock, readiness=readiness, metrics=Metrics(prices),
         max_rows=settings.max_transaction_rows, published=watchers.publish,
+        kept=Kept(settings.attempts_kept_days, settings.denials_kept_days),
     )
     recorder.start()
     readers = ThreadPoolExecutor(settings.readers, thread_name_prefix="ledger-reader")

@@ -41,6 +41,10 @@ class Metrics:
         self.failures = Counter(
             "signalbox_ledger_failures_total", "Transactions that failed and are tried again.", registry=registry,
         )
+        self.forgotten = Counter(
+            "signalbox_ledger_rows_forgotten_total", "Rows that were removed because they are older than what is kept.",
+            registry=registry,
+        )
         self._events = Counter(
             "signalbox_ledger_events_total", "new, replaced (an orphan), unchanged (seen before) or refused.",
             ["result"], registry=registry,

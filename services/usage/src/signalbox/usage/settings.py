@@ -38,6 +38,15 @@ class UsageSettings(RoomSettings):
         description="Attempts committed together at most. Larger is cheaper a row, smaller is sooner acknowledged.",
     )
 
+    attempts_kept_days: int = Field(
+        400, ge=7, le=100_000,
+        description="Attempts older than this are removed, a few at a time. Sums by hour and day are kept for ever, so "
+        "reports stay complete; `requests` and `explain` know only what is kept.",
+    )
+    denials_kept_days: int = Field(
+        30, ge=1, le=100_000, description="The same for denials, which cost nothing and can be many.",
+    )
+
     @field_validator("database_url")
     @classmethod
     def _known_database(cls, value: SecretStr) -> SecretStr:

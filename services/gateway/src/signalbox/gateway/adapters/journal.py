@@ -20,6 +20,7 @@ from signalbox.gateway.adapters.journal_file import (
     key_of,
     read_attempts,
 )
+from signalbox.gateway.domain.denial_budget import DenialBudget
 from signalbox.gateway.domain.ports import JournalUnwritable
 from signalbox.v1.common_pb2 import OUTCOME_UNSPECIFIED
 from signalbox.v1.usage_pb2 import AttemptEvent
@@ -28,12 +29,11 @@ log = logs.logger(__name__)
 
 JOURNAL_PENDING = Gauge("signalbox_journal_pending", "Attempts and denials that are journalled but not in the ledger.")
 WRITE_FAILURES = Counter("signalbox_journal_write_failures_total", "Journal writes that failed.", ["what"])
-DENIALS_SKIPPED = Counter("signalbox_journal_denials_skipped_total", "Denials of unknown callers over the rate limit.")
+DENIALS_SKIPPED = Counter("signalbox_journal_denials_skipped_total", "Denials that were counted and not recorded.")
 
 SEGMENT_BYTES = 8 << 20
 REUSE_BYTES = 1 << 20
 MAX_IN_MEMORY = 20_000
-ANONYMOUS_DENIALS_PER_S = 50.0
 
 Deliverable = tuple[AttemptEvent, tuple[Segment, ...]]
 
@@ -57,8 +57,7 @@ class FileJournal:
         self._queue: list[Deliverable] = []
         self._waiting = 0
         JOURNAL_PENDING.set_function(lambda: self._waiting)
-        self._anonymous_tokens = ANONYMOUS_DENIALS_PER_S
-        self._anonymous_at_s = time.monotonic()
+        self._denials = DenialBudget()
 
     # ------------------------------------------------------------------ ports.Journal
 
@@ -87,8 +86,8 @@ class FileJournal:
         self._enqueue(event, (begun,) if written is begun else (begun, written))
 
     def deny(self, event: AttemptEvent) -> None:
-        """Write and queue a refusal; those of callers without a known key are limited in rate."""
-        if not event.key_id and not self._take_anonymous_token():
+        """Write and queue a refusal, as long as there are not too many."""
+        if not self._denials.take(event.key_id, time.monotonic()):
             DENIALS_SKIPPED.inc()
             return
         segment = self._writable()
@@ -209,16 +208,6 @@ class FileJournal:
             segment.remove()
         elif segment.size >= REUSE_BYTES:
             segment.empty()
-
-    def _take_anonymous_token(self) -> bool:
-        now_s = time.monotonic()
-        earned = (now_s - self._anonymous_at_s) * ANONYMOUS_DENIALS_PER_S
-        self._anonymous_at_s = now_s
-        self._anonymous_tokens = min(ANONYMOUS_DENIALS_PER_S, self._anonymous_tokens + earned)
-        if self._anonymous_tokens < 1:
-            return False
-        self._anonymous_tokens -= 1
-        return True
 
 
 def adopt(directory: Path, own: Path) -> tuple[DirectoryLock, Path] | None:

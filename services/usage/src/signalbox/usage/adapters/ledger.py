@@ -7,7 +7,7 @@ compiled once and run with plain tuples: going through SQLAlchemy's parameters c
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Engine, case, delete, select, tuple_
+from sqlalchemy import Connection, Engine, case, delete, literal_column, select, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
 
 from signalbox.usage.adapters.schema import attempts, facts, rollups
@@ -79,6 +79,20 @@ class Ledger:
         old = (rollups.c.width_ms == MINUTE_MS) & (rollups.c.start_ms < now_ms - MINUTES_KEPT_MS)
         with self._engine.begin() as connection:
             connection.execute(delete(rollups).where(old))
+
+    def forget_rows(self, attempts_before_ms: int, denials_before_ms: int, most: int) -> int:
+        """Delete up to `most` of the rows that are older; their roll-ups stay. Return how many went.
+
+        Raises sqlalchemy.exc.SQLAlchemyError, then nothing is deleted.
+        """
+        denied = attempts.c.attempt == literal_column("0")    # written out: a parameter would not find the index
+        at, key = attempts.c.admitted_at_ms, list(attempts.primary_key)
+        deleted = 0
+        with self._engine.begin() as connection:
+            for old in (at < attempts_before_ms, denied & (at < denials_before_ms)):
+                which = select(*key).where(old).limit(most - deleted)
+                deleted += connection.execute(delete(attempts).where(tuple_(*key).in_(which))).rowcount
+        return deleted
 
     def _record_new(self, newest: dict[AttemptKey, AttemptEvent]) -> list[Change] | None:
         """The usual case: no attempt is known yet. Return None, having kept nothing, where one is."""

@@ -3,7 +3,7 @@
 Money is integer nano-dollars, time is Unix milliseconds; texts are bounded before they come here.
 """
 
-from sqlalchemy import BigInteger, Boolean, Column, Index, LargeBinary, MetaData, Table, Text
+from sqlalchemy import BigInteger, Boolean, Column, Index, LargeBinary, MetaData, Table, Text, text
 
 metadata = MetaData()
 
@@ -19,6 +19,8 @@ def _number(name: str, *, key: bool = False) -> Column[int]:
 def _flag(name: str) -> Column[bool]:
     return Column(name, Boolean, nullable=False)
 
+
+_DENIED = text("attempt = 0")
 
 attempts = Table(
     "attempts", metadata,
@@ -37,6 +39,7 @@ attempts = Table(
     Index("attempts_by_time", "admitted_at_ms"),
     Index("attempts_by_key", "key_id", "admitted_at_ms"),
     Index("attempts_by_account", "account_id", "admitted_at_ms"),
+    Index("denials_by_time", "admitted_at_ms", sqlite_where=_DENIED, postgresql_where=_DENIED),
 )
 
 rollups = Table(

@@ -5,6 +5,7 @@ reads no further before that one is committed.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ NEED = "ledger"
 RETRY_FIRST_S = 0.05
 RETRY_MOST_S = 2.0
 TIDY_EVERY_S = 600.0
+TIDY_STEP_ROWS = 1000    # deleted in one transaction: what waits to be written waits no longer than for that
+_DAY_MS = 86_400_000
 
 T = TypeVar("T")
 
@@ -39,12 +42,20 @@ class _Batch:
     done: "asyncio.Future[None]"
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """For how many days rows are kept."""
+
+    attempts_days: int
+    denials_days: int
+
+
 class Recorder:
     """Hands batches to the ledger and answers once they are committed."""
 
     def __init__(
         self, ledger: Ledger, clock: Clock, *, readiness: Readiness, metrics: Metrics, max_rows: int,
-        published: Callable[[Sequence[Change]], None],
+        published: Callable[[Sequence[Change]], None], kept: Kept, tidy_every_s: float = TIDY_EVERY_S,
     ) -> None:
         """`published` is called with what each commit changed."""
         self._ledger = ledger
@@ -53,12 +64,14 @@ class Recorder:
         self._metrics = metrics
         self._max_rows = max_rows
         self._published = published
+        self._kept = kept
+        self._tidy_every_s = tidy_every_s
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger-writer")
         self._waiting: list[_Batch] = []
         self._writing: list[_Batch] = []
         self._wanted = asyncio.Event()
         self._stopping = False
-        self._tidy_at_s = clock.monotonic_s() + TIDY_EVERY_S
+        self._tidy_at_s = clock.monotonic_s() + tidy_every_s
         self._task: asyncio.Task[None] | None = None
         metrics.lag.set_function(self.lag_s)
 
@@ -105,15 +118,18 @@ class Recorder:
 
     async def _write(self) -> None:
         while True:
-            if not self._waiting:
-                if self._stopping:
-                    return
+            if self._waiting:
+                self._writing = self._take()
+                await self._commit_until_done(self._writing)
+                self._writing = []
+            elif self._stopping:
+                return
+            else:
                 self._wanted.clear()
-                await self._wanted.wait()
-                continue
-            self._writing = self._take()
-            await self._commit_until_done(self._writing)
-            self._writing = []
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._wanted.wait(), max(0.0, self._tidy_at_s - self._clock.monotonic_s()))
+            if self._clock.monotonic_s() >= self._tidy_at_s:
+                await self._tidy()
 
     def _take(self) -> list[_Batch]:
         """Take the oldest batches that fit in one transaction, at least one."""
@@ -149,18 +165,27 @@ class Recorder:
         self._metrics.count_events(len(events) + refused, refused, changed)
         _finish(batches, None)
         self._published(changed)
-        await self._tidy()
 
     async def _tidy(self) -> None:
-        """Now and then, let the ledger forget what nobody asks for."""
-        if self._clock.monotonic_s() < self._tidy_at_s:
-            return
-        self._tidy_at_s = self._clock.monotonic_s() + TIDY_EVERY_S
-        now_ms = self._clock.now_ms()
+        """Let the ledger forget a step of what nobody asks for; the next step is due at once while there is more."""
         try:
-            await self._in_thread(lambda: self._ledger.forget_minutes(now_ms))
+            forgotten = await self._in_thread(self._forget)
         except SQLAlchemyError as e:
             log.warning("ledger_not_tidied", error=type(e).__name__, why=cause(e))
+            forgotten = 0
+        if forgotten:
+            self._metrics.forgotten.inc(forgotten)
+        if forgotten < TIDY_STEP_ROWS:
+            self._tidy_at_s = self._clock.monotonic_s() + self._tidy_every_s
+
+    def _forget(self) -> int:
+        now_ms = self._clock.now_ms()
+        forgotten = self._ledger.forget_rows(
+            now_ms - self._kept.attempts_days * _DAY_MS, now_ms - self._kept.denials_days * _DAY_MS, TIDY_STEP_ROWS,
+        )
+        if forgotten < TIDY_STEP_ROWS:
+            self._ledger.forget_minutes(now_ms)
+        return forgotten
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
