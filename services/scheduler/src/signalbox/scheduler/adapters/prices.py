@@ -1,5 +1,8 @@
 """The price book as admission and settling use it. Prices, factors and rounding are signalbox.wire.prices' business."""
 
+from datetime import datetime
+from functools import lru_cache
+
 from signalbox.core.clock import SystemClock, from_ms
 from signalbox.v1.common_pb2 import TokenUsage
 from signalbox.wire.prices import PriceBook
@@ -15,11 +18,17 @@ class BookPrices:
 
     def worst_case(self, model: str, input_bytes: int, max_tokens: int) -> tuple[int, int]:
         """Return the most tokens and nano-dollars that a request may use."""
-        return self._book.worst_case(model, input_bytes, max_tokens, from_ms(self._clock.now_ms()))
+        return self._book.worst_case(model, input_bytes, max_tokens, _moment(self._clock.now_ms()))
 
     def cost(self, usage: TokenUsage, model: str, at_ms: int) -> int:
         """Return what an attempt cost, nano-dollars."""
-        return self._book.cost(_usage(usage), model, from_ms(at_ms)).nano_usd
+        return self._book.cost(_usage(usage), model, _moment(at_ms)).nano_usd
+
+
+@lru_cache(maxsize=64)
+def _moment(ms: int) -> datetime:
+    """Return a moment that a batch's requests share."""
+    return from_ms(ms)
 
 
 def _usage(usage: TokenUsage) -> Usage:

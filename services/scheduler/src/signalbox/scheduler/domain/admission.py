@@ -5,7 +5,8 @@ Where there is a `wait` instead, the request is kept, and tried again when there
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 from signalbox.scheduler.domain import denials, patience
@@ -55,7 +56,7 @@ class Admission:
         self.seq = seq
         self.blob = request.SerializeToString()
         self.token = b""
-        self.operation: Take | Retake | None = None
+        self.operation: Take | None = None
         self.response: AdmitResponse | None = None
         self.wait: Wait | None = None
         self.stale = False
@@ -206,30 +207,26 @@ class Admission:
         pin_state = self._ranking.pin_state or "gone"
         if self._again_with and self._again_with != self._hint:
             pin_state = "elsewhere"
-        fields: dict[str, Any] = {
-            "id": lease_id(r.request_id, self._attempt), "key": key.id, "owner": key.owner,
-            "attempt": self._attempt, "tried": self._tried,
-            "version": str(self.view.snapshot.version),
-            "names": [n for n, _ in versions], "versions": [v for _, v in versions],
-            "life": key.lifetime_ms, "most": key.concurrency, "counts": int(counts and self._attempt == 1),
-            "limits": limits, "usual": usual, "worst": worst, "sizes": sizes,
-            "cands": [self._candidate(c, slots[c.pool], limits, counts=counts) for c in candidates],
-            "pools": [(p.id, self._pin_ttl(p), int(p.refuses)) for p in pools],
-            "session": self._session, "pin_ttl": self._pin_ttl(pools[0]),
-            "hint": self._hint or "", "hint_state": pin_state,
-            "refuse": int(self._pinned_pool_refuses()), "bound": int(r.state_bound),
-            "turn": self._turn, "hurry": int(self._hurry or self._patience.over),
-        }
         self._offered = candidates
         self._foreseen = candidates[:1]
         self._provisionally(1)
-        self._set_operation(fields, last=False)
+        self.operation = self._taking(last=False)(
+            id=self.id, key=key.id, owner=key.owner, attempt=self._attempt, tried=self._tried,
+            version=str(self.view.snapshot.version),
+            names=[n for n, _ in versions], versions=[v for _, v in versions],
+            life=key.lifetime_ms, most=key.concurrency, counts=int(counts and self._attempt == 1),
+            limits=limits, usual=usual, worst=worst, sizes=sizes,
+            cands=[self._candidate(c, slots[c.pool], limits, counts=counts) for c in candidates],
+            pools=[(p.id, self._pin_ttl(p), int(p.refuses)) for p in pools],
+            session=self._session, pin_ttl=self._pin_ttl(pools[0]),
+            hint=self._hint or "", hint_state=pin_state,
+            refuse=int(self._pinned_pool_refuses()), bound=int(r.state_bound),
+            turn=self._turn, hurry=int(self._hurry or self._patience.over),
+        )
 
-    def _set_operation(self, fields: dict[str, Any], *, last: bool) -> None:
-        if self._failed is None:
-            self.operation = Take(**fields)
-        else:
-            self.operation = Retake(**fields, failed=self._failed, last=int(last))
+    def _taking(self, *, last: bool) -> Callable[..., Take]:
+        """Return what makes the operation: the first attempt's takes, a later one's settles the failed one before."""
+        return Take if self._failed is None else partial(Retake, failed=self._failed, last=int(last))
 
     def _candidate(self, c: Ranked, pool: int, limits: Sequence[Any], *, counts: bool) -> Candidate:
         extra: tuple[Any, ...] = ()
@@ -431,17 +428,18 @@ class Admission:
             self.remember_first_use_ms = self._now_ms
         if self._session and pin in (b"new", b"moved"):
             self.view.pins.put(self._session, account.id)
-        grant = self._grant(account, pool, token, attempt=self._attempt, send_model=chosen.sends)
+        response = AdmitResponse(seq=self.seq)
+        grant = response.grant
+        self._fill(grant, account, pool, token, attempt=self._attempt, send_model=chosen.sends)
         grant.repinned, grant.admitted_at_ms = pin == b"moved", self._now_ms
         grant.waited_ms = self._patience.total_ms(self._now_ms)
         self._pin, self._pin_reason = pin.decode(), pin_reason.decode() or self._pin_reason
         why = why_chosen(self._ranking, self._offered, account.id, pin, self._again_with)
-        self._finish(grant, None, reports, self._decision(pool.strategy, account.id, why))
+        self._finish(response, reports, self._decision(pool.strategy, account.id, why))
 
-    def _grant(
-        self, account: AccountPolicy, pool: PoolPolicy, token: bytes, *, attempt: int, send_model: str,
-    ) -> Grant:
-        grant = Grant()
+    def _fill(
+        self, grant: Grant, account: AccountPolicy, pool: PoolPolicy, token: bytes, *, attempt: int, send_model: str,
+    ) -> None:
         grant.CopyFrom(account.grant_in(pool))
         grant.lease_ttl_ms = LEASE_TTL_MS
         grant.lease_id, grant.lease_token = lease_id(self.request.request_id, attempt), token
@@ -449,7 +447,6 @@ class Admission:
         grant.send_model = send_model
         if self._key:
             grant.key_id, grant.owner = self._key.id, self._key.owner
-        return grant
 
     def _granted_before(self, token: bytes) -> None:
         """Answer a repeated call with the lease that the first one created."""
@@ -459,9 +456,11 @@ class Admission:
         if account is None or pool is None:
             self._deny(denials.unavailable())
             return
-        grant = self._grant(account, pool, token, attempt=head.attempt, send_model=head.model)
+        response = AdmitResponse(seq=self.seq)
+        grant = response.grant
+        self._fill(grant, account, pool, token, attempt=head.attempt, send_model=head.model)
         grant.key_id, grant.owner, grant.admitted_at_ms = head.key_id, head.owner, head.admitted_ms
-        self._finish(grant, None, [], self._decision(pool.strategy, account.id, REPEATED))
+        self._finish(response, [], self._decision(pool.strategy, account.id, REPEATED))
 
     def _denied(self, kind: bytes, answer: list[Any]) -> None:
         key = self._key
@@ -518,24 +517,20 @@ class Admission:
     def _ask_for_nothing(self, *, last: bool) -> None:
         """Have the failed attempt settled before waiting, or (`last`) before being refused."""
         head = read_token(self.token)[0]
-        self._set_operation(
-            {
-                "id": lease_id(self.request.request_id, self._attempt), "key": head.key_id, "owner": head.owner,
-                "attempt": self._attempt, "tried": self._tried, "version": str(self.view.snapshot.version),
-            },
-            last=last,
+        self.operation = self._taking(last=last)(
+            id=self.id, key=head.key_id, owner=head.owner, attempt=self._attempt, tried=self._tried,
+            version=str(self.view.snapshot.version),
         )
 
     def _deny(self, denial: Denial, reports: Sequence[Any] = ()) -> None:
         strategy = self._indexes[0].pool.strategy if self._indexes else ""
-        self._finish(None, denial, reports, self._decision(strategy, "", denial.error_code))
+        response = AdmitResponse(seq=self.seq, denial=denial)
+        self._finish(response, reports, self._decision(strategy, "", denial.error_code))
 
-    def _finish(self, grant: Grant | None, denial: Denial | None, reports: Sequence[Any], decided: Decision) -> None:
-        self.operation = None
-        self.response = AdmitResponse(
-            seq=self.seq, grant=grant, denial=denial, limits=limit_states(self._limits, reports),
-            decision=decided.SerializeToString(),
-        )
+    def _finish(self, response: AdmitResponse, reports: Sequence[Any], decided: Decision) -> None:
+        response.limits.extend(limit_states(self._limits, reports))
+        response.decision = decided.SerializeToString()
+        self.operation, self.response = None, response
 
     def _decision(self, strategy: str, chosen: str, reason: str) -> Decision:
         decided = decision(strategy, self._ranking, self._offered, self._reasons, self._left_out)
