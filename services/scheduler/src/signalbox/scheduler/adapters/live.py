@@ -111,6 +111,7 @@ class LiveRefresher:
             live.account(account).last_used_ms = used[account]
         for group in groups:
             flat = await self._store.command("HGETALL", f"sb:windows:{group}")
+            live.group(group).surpluses.clear()
             windows = live.group(group).windows
             for name, text in pairs(flat):
                 with contextlib.suppress(ValueError):

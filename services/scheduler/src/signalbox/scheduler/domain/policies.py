@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from signalbox.core.clock import to_ms
 from signalbox.core.globs import allowed, matches_any
@@ -28,6 +28,7 @@ _MOST_CACHED_GRANTS = 64
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
+@lru_cache(maxsize=4096)
 def model_class(model: str) -> str:
     """Return the family of a model's name, the name itself where it is of no known one."""
     return next((c for c in MODEL_CLASSES if c in model), model)

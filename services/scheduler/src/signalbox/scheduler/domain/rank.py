@@ -8,9 +8,9 @@ cost no more than small ones and bursts spread; tiers up to that size are looked
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import NamedTuple
 
-from signalbox.scheduler.domain.headroom import surplus
 from signalbox.scheduler.domain.policies import AccountPolicy, model_class
 from signalbox.scheduler.domain.snapshot import PoolIndex
 from signalbox.scheduler.domain.state import Health, LiveState
@@ -157,8 +157,8 @@ def _rank_woken(
         return
 
 
-_Found = tuple[AccountPolicy, str, bool]
-"""An account that can serve, what it sends, and whether it is believed to be full."""
+_Found = tuple[AccountPolicy, str, int, bool]
+"""An account that can serve, what it sends, what it has in flight, and whether it is believed to be full."""
 
 
 def _look_at(
@@ -171,20 +171,21 @@ def _look_at(
             continue
         sends = account.sends(wish.model) or wish.model
         reason, until_ms = ("draining", 0) if account.draining else _left_out(account, sends, live, wish)
-        full = not reason and bool(account.max_concurrency) \
-            and live.account(account.id).in_flight >= account.max_concurrency
+        state = live.accounts.get(account.id)
+        in_flight = state.in_flight if state is not None else 0
+        full = not reason and 0 < account.max_concurrency <= in_flight
         if tier.is_small:
             if reason:
                 ranking.exclude(reason, until_ms)
             else:
-                found.append((account, sends, full))
+                found.append((account, sends, in_flight, full))
         elif full or reason:
             if account.id in wish.left_out:
                 ranking.exclude(reason or FULL)
             else:
                 tier.put_aside(account, reason or FULL, live.until_ms(account, sends, wish.now_ms) if reason else 0)
         else:
-            found.append((account, sends, False))
+            found.append((account, sends, in_flight, False))
             if len(found) == SHORTLIST:
                 ranking.more = True
                 break
@@ -207,7 +208,7 @@ def _add_believed_full(
         ranking.soonest_ms = soonest_ms
     for account in tier.believed_full(SHORTLIST + len(wish.left_out)):
         if account.id not in wish.left_out and account.id not in seen and len(found) < SHORTLIST:
-            found.append((account, account.sends(wish.model) or wish.model, True))
+            found.append((account, account.sends(wish.model) or wish.model, account.max_concurrency, True))
     ranking.more = ranking.more or (len(found) == SHORTLIST and len(wish.left_out) < 2 * SHORTLIST)
 
 
@@ -225,6 +226,7 @@ def _left_out(account: AccountPolicy, sends: str, live: LiveState, wish: Wish) -
 
 
 _Scored = tuple[bool, int, int, AccountPolicy, str]
+_order = itemgetter(0, 1, 2)
 
 
 def _score(
@@ -235,38 +237,31 @@ def _score(
     if strategy == "RoundRobin":
         turns.enter(index.pool.id, [f[0] for f in found])
     scored: list[_Scored] = []
-    for account, sends, full in found:
+    for account, sends, in_flight, full in found:
         tie = _mix(wish.seed, account.salt)
         if strategy == "Headroom":
-            score = _headroom(account, sends, live, wish.now_ms)
+            score = _headroom(account, in_flight, live.surplus(account.group, model_class(sends), wish.now_ms))
         elif strategy == "LeastConnections":
-            score = live.account(account.id).in_flight * 1000 // account.weight
+            score = in_flight * 1000 // account.weight
         elif strategy == "RoundRobin":
             score = round((turns.of(index.pool.id, account.id) + 1 / account.weight) * 1_000_000)
         else:
             score = _lot(tie, account.weight)
         scored.append((full, score, tie, account, sends))
-    scored.sort(key=lambda s: s[:3])
+    scored.sort(key=_order)
     return scored
 
 
-def _headroom(account: AccountPolicy, sends: str, live: LiveState, now_ms: int) -> int:
-    """Permille of quota that would be missed (0) to spare (1000 and more), plus permille of concurrency.
+def _headroom(account: AccountPolicy, in_flight: int, surplus: float) -> int:
+    """Permille of quota that would be missed (500: as much as time demands), plus permille of concurrency.
 
     Concurrency counts against the weight where the account has no limit of its own.
     """
-    score = 500
-    group = live.groups.get(account.group)
-    if group is not None and group.windows:
-        family = model_class(sends)
-        running, typical = group.in_flight, live.typical.get(family, 0.0)
-        score -= round(500 * surplus(group.windows.values(), family, running, typical, now_ms))
-    in_flight = live.account(account.id).in_flight
     if account.max_concurrency:
         busy = in_flight / account.max_concurrency
     else:
         busy = in_flight / (in_flight + account.weight / 5)
-    return score + int(1000 * busy)
+    return 500 - round(500 * surplus) + int(1000 * busy)
 
 
 def _lot(tie: int, weight: int) -> int:

@@ -5,10 +5,12 @@ A view, refreshed by events and by what each call answers; Redis decides. Pure d
 
 from dataclasses import dataclass, field
 
+from signalbox.scheduler.domain.headroom import surplus
 from signalbox.scheduler.domain.policies import AccountPolicy, model_class
 from signalbox.v1.common_pb2 import Window
 
 _LEARNING = 0.05
+_HOLDS_MS = 200
 
 
 @dataclass(slots=True)
@@ -35,6 +37,8 @@ class GroupState:
 
     windows: dict[str, Window] = field(default_factory=dict)
     in_flight: int = 0
+    surpluses: dict[str, tuple[int, int, float]] = field(default_factory=dict)
+    """Worked out lately, by model class: for how many in flight, until when it holds (Unix ms), the value."""
 
     def by_name(self) -> dict[str, Window]:
         """Return the windows by the provider's name, of those for several classes of models the fullest."""
@@ -96,6 +100,19 @@ class LiveState:
             if record is not None and now_ms < record.until_ms and (found is None or record.until_ms > found.until_ms):
                 found = record
         return found
+
+    def surplus(self, group: str, model_class: str, now_ms: int) -> float:
+        """Return how much quota a limit group has beyond what time demands; see headroom.py."""
+        state = self.groups.get(group)
+        if state is None or not state.windows:
+            return 0.0
+        known = state.surpluses.get(model_class)
+        if known is not None and known[0] == state.in_flight and now_ms < known[1]:
+            return known[2]
+        typical = self.typical.get(model_class, 0.0)
+        value = surplus(state.windows.values(), model_class, state.in_flight, typical, now_ms)
+        state.surpluses[model_class] = state.in_flight, now_ms + _HOLDS_MS, value
+        return value
 
     def until_ms(self, account: AccountPolicy, sends: str, now_ms: int) -> int:
         """Return until when an account is kept out of serving as `sends`, 0 where time alone will not change it."""
