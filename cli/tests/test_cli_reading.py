@@ -171,7 +171,7 @@ def test_a_story_tells_why_and_what_came_of_it() -> None:
                                    cost_nano_usd=1_500_000, usage=cpb.TokenUsage(input_tokens=10, output_tokens=7)))
     told = "\n".join(story([explained_row(ATTEMPT), explained_row(second)]))
     for part in ("req_1", "claude-x", "default/ada", "attempt 1 default/a", "overloaded", "529",
-                 "Headroom: most headroom", "pin new", "Limited 1", "attempt 2 default/b", "0.0015 USD", "10 input, 7 output", "2 attempts"):
+                 "Headroom: most headroom", "pinned here from now on", "Limited 1", "attempt 2 default/b", "0.0015 USD", "10 input, 7 output", "2 attempts"):
         assert part in told, part
 
 

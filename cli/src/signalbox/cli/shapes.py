@@ -130,6 +130,10 @@ def decision_row(packed: bytes) -> Row | None:
         "chosen": decision.chosen,
         "reason": decision.reason,
         "excluded": dict(sorted(decision.excluded.items())),
+        "pinned": decision.pinned,
+        "pin_reason": decision.pin_reason,
+        "waited_ms": decision.waited_ms,
+        "waited_for": decision.waited_for,
     }
 
 

@@ -136,7 +136,8 @@ def story(rows: Sequence[Row]) -> list[str]:
         f"key       {first['key'] or 'unknown'}" + (f" of {first['owner']}" if first["owner"] else ""),
         f"started   {first['started_at'] or '-'}",
     ]
-    for row in rows:
+    refused = [row for row in rows if row["attempt"] == 0]
+    for row in sorted(rows, key=lambda row: (row in refused, row["attempt"])):  # what was refused comes last
         lines += ["", *(_denial_lines(row) if row["attempt"] == 0 else _attempt_lines(row)), *_decision_lines(row)]
     attempts = [row for row in rows if row["attempt"] > 0]
     if len(attempts) > 1:
@@ -163,12 +164,25 @@ def _denial_lines(row: Row) -> list[str]:
     return [f"refused   {row['reason']} with status {row['status']}{retry}"]
 
 
+_PIN_NOTES = {
+    "hit": "the conversation stays where it is pinned",
+    "new": "the conversation is pinned here from now on",
+    "moved": "the conversation moves here from {pinned}, which was {pin_reason}",
+    "full": "served here once; the conversation stays pinned to {pinned}, which was {pin_reason}",
+    "refused": "the conversation may not leave {pinned}, which was {pin_reason}",
+}
+
+
 def _decision_lines(row: Row) -> list[str]:
     decision = row["decision"]
     if decision is None:
         return []
-    lines = [f"  chosen  by {decision['strategy'] or 'no strategy'}: {decision['reason'] or '-'}"
-             + (f"; conversation pin {decision['pin']}" if decision["pin"] else "")]
+    chosen = "by {strategy}: {reason}" if decision["chosen"] else "none: {reason}"
+    lines = ["  chosen  " + chosen.format(strategy=decision["strategy"] or "-", reason=decision["reason"] or "-")]
+    if decision["pin"]:
+        lines.append("  pin     " + _PIN_NOTES.get(decision["pin"], decision["pin"]).format(**decision))
+    if decision["waited_for"]:
+        lines.append(f"  waited  {decision['waited_ms']} ms: {decision['waited_for']}")
     lines += [
         f"  {'taken ' if c['account'] == decision['chosen'] else 'behind'}  {c['account']}, score {c['score']}"
         + (f", {c['note']}" if c["note"] else "")
@@ -176,7 +190,7 @@ def _decision_lines(row: Row) -> list[str]:
     ]
     if decision["excluded"]:
         left_out = ", ".join(f"{reason} {n}" for reason, n in decision["excluded"].items())
-        lines.append(f"  left out  {left_out}, of {decision['considered']} that could serve the model")
+        lines.append(f"  left out  {left_out}; {decision['considered']} could serve the model")
     return lines
 
 
