@@ -19,6 +19,7 @@ from signalbox.core import rpc
 from signalbox.core.clock import SystemClock
 from signalbox.token_refresher.adapters.file_store import FileStore
 from signalbox.token_refresher.app import Room
+from signalbox.token_refresher.domain.renewal import Demand
 from signalbox.token_refresher.metrics import Metrics
 from signalbox.token_refresher.settings import TokenRefresherSettings
 from signalbox.v1 import token_refresher_pb2 as pb
@@ -159,6 +160,31 @@ async def test_only_another_refresh_token_replaces_the_grant(tmp_path: Path, sim
         assert status.reason == "NeedsAuthorization"
         assert "was exchanged before" in status.message
         assert sim.grants()[0]["reuses"] == 0, "a spent token is not even tried"
+
+
+async def test_callers_that_come_at_any_moment_of_a_renewal_are_answered(tmp_path: Path, sim: Simulator) -> None:
+    """Also between its end and the noting of it: that once spun the event loop for ever."""
+    async with refresher(tmp_path, sim) as one:
+        await one.put()
+        await one.becomes("Valid")
+
+        renewals, other = one.room.renewals, Demand("another version")
+        late = 0
+
+        async def lie_in_wait() -> None:
+            nonlocal late
+            while late < 10:
+                running = renewals._running.get(ACCOUNT)
+                if running is not None and running.done():
+                    late += 1
+                    await renewals.demand(ACCOUNT, other)
+                await asyncio.sleep(0)
+
+        waiting = [asyncio.create_task(lie_in_wait()) for _ in range(5)]
+        while late < 10:
+            await renewals.demand(ACCOUNT, other)
+        await asyncio.gather(*waiting)
+        assert sim.grants()[0]["refreshes"] == 1
 
 
 async def test_a_waiting_caller_is_told_what_is_the_matter(tmp_path: Path, sim: Simulator) -> None:

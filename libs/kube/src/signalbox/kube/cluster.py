@@ -58,12 +58,17 @@ class Cluster:
                 return None
             raise
 
-    async def list(self, kind: str, namespace: str | None, take: Callable[[Object], None]) -> int:
-        """Hand all objects of a kind, in one namespace or in all, to `take`; return the list's version.
+    async def list(
+        self, kind: str, namespace: str | None, take: Callable[[Object], None], *,
+        labels: Mapping[str, str] | None = None,
+    ) -> int:
+        """Hand all objects of a kind (with these labels), in one namespace or in all, to `take`; return the version.
 
         Page by page, so that never all of them are kept. What is not in the list and older than it is gone.
         """
-        where = {} if kind == "Namespace" else {"namespace": namespace or "*"}
+        where: dict[str, Any] = {} if kind == "Namespace" else {"namespace": namespace or "*"}
+        if labels:
+            where["labels"] = dict(labels)
         with _own_errors():
             found = self._client.list(KINDS[kind], chunk_size=_PAGE, **where)
             async for item in found:

@@ -61,6 +61,21 @@ class Room:
             await asyncio.gather(self._following, return_exceptions=True)
 
 
+def _store(settings: TokenRefresherSettings) -> GrantStore:
+    if settings.store == "files":
+        assert settings.store_dir is not None, "settings demand it"
+        return FileStore(settings.store_dir, settings.keyring())
+    # Imported where it is used: the Kubernetes client costs a third of this room's memory.
+    from signalbox.kube import connect  # noqa: PLC0415
+    from signalbox.token_refresher.adapters.secret_store import SecretStore  # noqa: PLC0415
+
+    margin_s = 2 * settings.request_limit_s
+    return SecretStore(
+        connect("signalbox-token-refresher"), settings.keyring(), settings.store_owner, lease_s=30 + 2 * margin_s,
+        margin_s=margin_s,
+    )
+
+
 async def main(settings: TokenRefresherSettings, stop: asyncio.Event) -> None:
     """Serve until `stop` is set. Raises StartupError."""
     logs.configure("token-refresher", settings.log_level, settings.log_format)
@@ -69,7 +84,7 @@ async def main(settings: TokenRefresherSettings, stop: asyncio.Event) -> None:
     readiness = Readiness(NEED)
     telemetry = TelemetryServer(settings.telemetry_address, readiness)
     await telemetry.start()
-    room = Room(settings, FileStore(settings.store_dir, settings.keyring()), clock, Metrics(clock))
+    room = Room(settings, _store(settings), clock, Metrics(clock))
     await room.start()
     server = rpc.Server(settings, settings.listen, [SERVICE])
     add_TokenRefresherServicer_to_server(room.service, server.grpc)

@@ -4,7 +4,7 @@ What all rooms share (secret, logs, telemetry, TLS) is declared in signalbox.cor
 """
 
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
@@ -21,7 +21,17 @@ class TokenRefresherSettings(RoomSettings):
     listen: Address = Field(
         "127.0.0.1:7002", description="Where the other rooms find this one: unix:/PATH or HOST:PORT.",
     )
-    store_dir: Path = Field(
+    store: Literal["files", "secrets"] = Field(
+        "files",
+        description="Where the grants lie: files in STORE_DIR, or Secrets of the pod's own namespace, which several "
+        "replicas share.",
+    )
+    store_owner: str = Field(
+        "signalbox", pattern=r"^[a-z0-9]([-a-z0-9]{0,30}[a-z0-9])?$",
+        description="Begins the names of these Secrets: the release's name, so that releases do not share grants.",
+    )
+    store_dir: Path | None = Field(
+        None,
         description="Directory of the encrypted grants. Lose it and OAuth accounts must be authorised again.",
     )
     encryption_key: SecretStr = Field(
@@ -55,6 +65,12 @@ class TokenRefresherSettings(RoomSettings):
         description="Directory below which identity token files must lie once links are resolved; anywhere if unset. "
         "In a cluster: /var/run/secrets/signalbox/tokens.",
     )
+
+    @model_validator(mode="after")
+    def _somewhere(self) -> Self:
+        if self.store == "files" and self.store_dir is None:
+            raise ValueError("SIGNALBOX_TOKEN_REFRESHER_STORE_DIR is required")
+        return self
 
     @model_validator(mode="after")
     def _readable_keys(self) -> Self:

@@ -80,7 +80,7 @@ class FileStore:
         await _in_thread(lambda: self._delete(account_id, expected))
 
     @contextlib.asynccontextmanager
-    async def lease(self, account_id: str, patience_s: float) -> AsyncIterator[None]:
+    async def lease(self, account_id: str, patience_s: float) -> AsyncIterator[Callable[[], bool]]:
         """Hold the account's lease; see ports."""
         end_s = time.monotonic() + patience_s
         path = self._directory / LEASES / self._name(account_id)
@@ -89,7 +89,7 @@ class FileStore:
                 raise LeaseBusy(f"another token-refresher is renewing the grant of {account_id}")
             await asyncio.sleep(_LEASE_POLL_S)
         try:
-            yield
+            yield lambda: True
         finally:
             os.close(held)
 

@@ -78,6 +78,8 @@ class Renewals:
             # It may have begun before this caller's reason existed; then it is looked into once more.
             if demand == Demand() or ended.outcome is not Outcome.NOT_DUE:
                 return ended
+            # Awaiting what is done already takes no turn of the loop; its end is only noted in the next one.
+            await asyncio.sleep(0)
 
     async def close(self, grace_s: float) -> None:
         """Begin nothing more; let what runs come to its end, so that no successor that was read is dropped."""
@@ -117,8 +119,8 @@ class Renewals:
 
     async def _renew(self, account_id: str, demand: Demand) -> Renewal:
         try:
-            async with self._slots, self._store.lease(account_id, self._lease_patience_s):
-                return await self._drive(renew(account_id, demand, self._clock, self._ahead))
+            async with self._slots, self._store.lease(account_id, self._lease_patience_s) as lasts:
+                return await self._drive(renew(account_id, demand, self._clock, self._ahead), lasts)
         except LeaseBusy as e:
             return Renewal(Outcome.BUSY, None, str(e))
         except StoreUnavailable as e:
@@ -137,12 +139,13 @@ class Renewals:
             self._tell(account_id, renewal)
         if renewal.stored is not None and renewal.outcome is not Outcome.STORE_AWAY:
             self._learned(account_id, renewal.stored)
+            self.arm(account_id, renewal.stored)    # a timer that went off meanwhile found this one running
         elif renewal.outcome is Outcome.GONE:
             self._learned(account_id, None)
         else:
             self._sleep(account_id, STORE_RETRY_S, 0)
 
-    async def _drive(self, machine: Machine) -> Renewal:
+    async def _drive(self, machine: Machine, lasts: Callable[[], bool]) -> Renewal:
         """Carry the machine's steps out until it returns."""
         result: Found | Answer | str | IdentityUnusable = None
         error: Conflict | StoreUnavailable | None = None
@@ -154,6 +157,8 @@ class Renewals:
                 return renewal
             result, error = None, None
             try:
+                if isinstance(step, Exchange) and not lasts():
+                    raise Conflict("the lease ran out")
                 result = await self._carry_out(step)
             except (Conflict, StoreUnavailable) as e:
                 error = e

@@ -6,7 +6,7 @@ its process (a file lock) or of the kind that runs out (a Secret): a holder whos
 write conflicts, because taking a lease of that kind moves the revision.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -71,8 +71,11 @@ class GrantStore(Protocol):
         """Forget the state of that revision ("": something unreadable, which is set aside). Raises Conflict."""
         ...
 
-    def lease(self, account_id: str, patience_s: float) -> AbstractAsyncContextManager[None]:
-        """Hold the account's lease, which one process at a time can. Raises LeaseBusy after `patience_s` seconds."""
+    def lease(self, account_id: str, patience_s: float) -> AbstractAsyncContextManager[Callable[[], bool]]:
+        """Hold the account's lease, which one process at a time can. Raises LeaseBusy after `patience_s` seconds.
+
+        What it yields tells whether the lease can still be relied upon for as long as one request takes.
+        """
         ...
 
     def changes(self) -> AsyncIterator[str]:

@@ -65,7 +65,7 @@ class IdentityUnusable:
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """Ask the token endpoint. Gives back an oauth.Answer."""
+    """Ask the token endpoint. Gives back an oauth.Answer; Conflict comes in where the lease does not last for it."""
 
     request: TokenRequest
 
@@ -137,7 +137,10 @@ def renew(account_id: str, demand: Demand, clock: Clock, ahead: Ahead) -> Machin
         token = yield from _token(grant)
         if isinstance(token, IdentityUnusable):
             return (yield from _keep(found, token, clock))
-        answer: oauth.Answer = yield Exchange(_request(grant, token))
+        try:
+            answer: oauth.Answer = yield Exchange(_request(grant, token))
+        except Conflict as e:
+            return Renewal(Outcome.BUSY, found, str(e))
         if isinstance(answer, Lost) and lost != token:
             lost = token
             found = yield from _read(account_id)
