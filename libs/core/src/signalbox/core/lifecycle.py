@@ -24,9 +24,10 @@ log = logs.logger(__name__)
 
 EXIT_CANNOT_START = 2
 # A process that is this old should know whether it can start: a bad start must have ended within ten seconds, and the
-# supervisor comes on top. A step gets the least even when imports took longer, as they do on a busy machine.
+# supervisor comes on top. A step gets the least even when imports took longer, as they do on a busy machine: what is
+# slow there is not unusable. What refuses or is silent is found out sooner, by the limits of connections.
 START_LIMIT_S = 6.0
-LEAST_PATIENCE_S = 2.0
+LEAST_S = 6.0
 _PAUSE_S = 1.0
 
 # Messages and their events die young and hold no cycles: looking for cycles every 700 objects costs a request
@@ -85,9 +86,9 @@ async def patiently(patience_s: float, step: Callable[[], Awaitable[T]]) -> T:
         await asyncio.sleep(_PAUSE_S)
 
 
-def step_limit_s() -> float:
-    """Return how many seconds a step of the start-up may still take, by the age of the process."""
-    return max(LEAST_PATIENCE_S, START_LIMIT_S - process_age_s())
+def patience_left_s() -> float:
+    """Return for how many seconds more a start may wait for something to appear, by the age of the process; 0 at least."""
+    return max(0.0, START_LIMIT_S - process_age_s())
 
 
 def process_age_s() -> float:
@@ -101,7 +102,7 @@ def process_age_s() -> float:
 
 async def within_start_limit(what: str, work: Awaitable[T]) -> T:
     """Await a step of the start-up; raise StartupError naming `what` when it takes longer than is left for it."""
-    limit_s = step_limit_s()
+    limit_s = max(LEAST_S, patience_left_s())
     try:
         return await asyncio.wait_for(work, limit_s)
     except TimeoutError as e:

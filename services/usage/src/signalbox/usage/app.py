@@ -10,7 +10,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from signalbox.core import logs, rpc
 from signalbox.core.clock import SystemClock
 from signalbox.core.errors import StartupError
-from signalbox.core.lifecycle import patiently, step_limit_s, within_start_limit
+from signalbox.core.lifecycle import patience_left_s, patiently, within_start_limit
 from signalbox.core.telemetry import Readiness, TelemetryServer
 from signalbox.usage.adapters.engines import open_reader, open_writer
 from signalbox.usage.adapters.ledger import Ledger
@@ -89,7 +89,7 @@ async def _open_ledger(settings: UsageSettings) -> tuple[Engine, Engine]:
 
 async def _migrate(writer: Engine) -> bool:
     """Migrate; a database that is still starting, or locked by another replica's migration, gets a moment."""
-    until_s = time.monotonic() + step_limit_s() - MARGIN_S
+    until_s = time.monotonic() + patience_left_s() - MARGIN_S
     while True:
         try:
             return await asyncio.to_thread(migrate, writer)
