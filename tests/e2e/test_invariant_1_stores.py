@@ -1,11 +1,12 @@
-"""Invariant 1 with stores of one's own: a PostgreSQL ledger and a Redis on TCP with a password, each killed under load."""
+"""Invariant 1 with stores of one's own: a PostgreSQL ledger and a Redis on TCP with a password, each killed under load;
+and a Redis whose primary Sentinel replaces."""
 
 import shutil
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,14 +18,21 @@ from tests.support.rig import RESTART_LIMIT_S, SEEDS, Rig, redis_command
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 AWAY_S = 3.0
+FAILOVER_S = 8.0
 PASSWORD = "redis-test-password-nobody-may-see"
 
 
 class RedisServer:
-    """A Redis-compatible server on a TCP port, with a password, that keeps its state across a kill."""
+    """A Redis-compatible server on a TCP port, with a password, that keeps its state across a kill.
 
-    def __init__(self, directory: Path) -> None:
+    `extra`: further options; with `sentinel` in it (a configuration's text) it is a Sentinel.
+    """
+
+    def __init__(self, directory: Path, **extra: str) -> None:
+        directory.mkdir(exist_ok=True)
         self._directory = directory
+        self._sentinel = extra.pop("sentinel", "")
+        self._extra = extra
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.address: tuple[str, int] = probe.getsockname()
@@ -34,9 +42,13 @@ class RedisServer:
         """Start and wait until it answers."""
         options = {
             "bind": "127.0.0.1", "port": str(self.address[1]), "requirepass": PASSWORD, "appendonly": "yes", "save": "",
-            "dir": str(self._directory), "maxmemory-policy": "noeviction",
+            "dir": str(self._directory), "maxmemory-policy": "noeviction", **self._extra,
         }
         arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
+        if self._sentinel:
+            configuration = self._directory / "sentinel.conf"
+            configuration.write_text(f"port {self.address[1]}\nbind 127.0.0.1\nrequirepass {PASSWORD}\n{self._sentinel}")
+            arguments = [str(configuration), "--sentinel"]
         self._process = subprocess.Popen([_server_binary(), *arguments], stdout=subprocess.DEVNULL)
         end_s = time.monotonic() + 10
         while not self._answers():
@@ -106,3 +118,41 @@ def test_a_redis_of_ones_own_is_killed(tmp_path: Path, redis: RedisServer, seed:
             redis.kill()
             time.sleep(AWAY_S)
             redis.start()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_sentinel_names_another_primary(tmp_path: Path, redis: RedisServer, seed: int) -> None:
+    """The primary is killed for good; a replica takes over, perhaps without the last writes, which are made up for."""
+    host, port = redis.address
+    replica = RedisServer(tmp_path / "replica", replicaof=f"{host} {port}", masterauth=PASSWORD)
+    sentinel = RedisServer(tmp_path / "sentinel", sentinel="".join((
+        f"sentinel monitor signalbox {host} {port} 1\n", f"sentinel auth-pass signalbox {PASSWORD}\n",
+        "sentinel down-after-milliseconds signalbox 1000\n", "sentinel failover-timeout signalbox 3000\n",
+    )))
+    replica.start()
+    sentinel.start()
+    try:
+        _wait_for(lambda: b"num-slaves\r\n$1\r\n1" in redis_command(
+            sentinel.address, "SENTINEL", "MASTER", "signalbox", password=PASSWORD,
+        ))
+        environment = {
+            "SIGNALBOX_REDIS_URL": f"redis+sentinel://:{PASSWORD}@127.0.0.1:{sentinel.address[1]}/signalbox",
+            "SIGNALBOX_REDIS_SENTINEL_PASSWORD": PASSWORD,
+        }
+        with Rig(tmp_path / "rig", environment=environment) as rig:
+            with rig.under_load(seed, "primary killed, Sentinel fails over", lasts_s=FAILOVER_S):
+                redis.kill()
+                _wait_for(lambda: str(replica.address[1]).encode() in redis_command(
+                    sentinel.address, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", "signalbox", password=PASSWORD,
+                ))
+            assert PASSWORD not in "".join(rig.instance.log)
+    finally:
+        sentinel.kill()
+        replica.kill()
+
+
+def _wait_for(condition: Callable[[], bool], within_s: float = 20.0) -> None:
+    end_s = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < end_s
+        time.sleep(0.1)

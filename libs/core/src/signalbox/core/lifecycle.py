@@ -87,7 +87,7 @@ async def patiently(patience_s: float, step: Callable[[], Awaitable[T]]) -> T:
 
 
 def patience_left_s() -> float:
-    """Return for how many seconds more a start may wait for something to appear, by the age of the process; 0 at least."""
+    """Return for how many seconds more a start may wait for something to appear, by the age of the process."""
     return max(0.0, START_LIMIT_S - process_age_s())
 
 

@@ -8,12 +8,12 @@ from pydantic_settings import SettingsConfigDict
 
 from signalbox.core.settings import Address, RoomSettings
 
-_SCHEMES = ("unix://", "redis://", "rediss://")
+_SCHEMES = ("unix://", "redis://", "rediss://", "redis+sentinel://", "rediss+sentinel://")
 
 
 def _redis_url(value: SecretStr) -> SecretStr:
     if not value.get_secret_value().startswith(_SCHEMES):
-        raise ValueError("must begin with unix://, redis:// or rediss://")
+        raise ValueError("must begin with unix://, redis://, rediss://, redis+sentinel:// or rediss+sentinel://")
     return value
 
 
@@ -27,7 +27,12 @@ class SchedulerSettings(RoomSettings):
         SecretStr("redis://127.0.0.1:6379/0"),
         validation_alias="SIGNALBOX_REDIS_URL",
         description="Redis 7 or newer (or Valkey): unix:///PATH, redis:// or rediss://, with user and password where"
-        " needed. Its maxmemory-policy must be noeviction.",
+        " needed. Its maxmemory-policy must be noeviction. With Sentinels:"
+        " redis+sentinel://USER:PASSWORD@HOST:26379,HOST:26379/SERVICE/DB (or rediss+sentinel://).",
+    )
+    redis_sentinel_password: SecretStr = Field(
+        SecretStr(""), validation_alias="SIGNALBOX_REDIS_SENTINEL_PASSWORD",
+        description="What the Sentinels themselves ask for, where they do; the URL's password is for Redis.",
     )
     redis_ca_file: Path | None = Field(
         None, validation_alias="SIGNALBOX_REDIS_CA_FILE",

@@ -17,6 +17,7 @@ from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 _UNFINISHED = object()
+_DEMOTED = "READONLY"
 
 
 class Link:
@@ -95,7 +96,11 @@ class _Pipe(asyncio.Protocol):
         future, _ = self._waiting.popleft()
         if future.done():
             return  # whoever asked was cancelled
-        if isinstance(answer, ResponseError):
+        if isinstance(answer, ResponseError) and str(answer).startswith(_DEMOTED):
+            future.set_exception(RedisConnectionError("this server is no primary any more"))
+            self.broken = True
+            self._transport.abort()    # whoever connects anew asks who is
+        elif isinstance(answer, ResponseError):
             future.set_exception(answer)
         else:
             future.set_result(answer)

@@ -9,15 +9,12 @@ import time
 from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
 from signalbox.core.errors import StartupError, Unavailable
+from signalbox.scheduler.adapters.client import client
 from signalbox.scheduler.adapters.link import Link
 from signalbox.scheduler.domain.operations import encode
 from signalbox.scheduler.settings import SchedulerSettings
@@ -45,26 +42,7 @@ class Store:
     """All that the scheduler asks of Redis."""
 
     def __init__(self, settings: SchedulerSettings) -> None:
-        url = settings.redis_url.get_secret_value()
-        options: dict[str, Any] = {}
-        if url.startswith("rediss://"):
-            options = {
-                name: str(path)
-                for name, path in (
-                    ("ssl_ca_certs", settings.redis_ca_file),
-                    ("ssl_certfile", settings.redis_cert_file),
-                    ("ssl_keyfile", settings.redis_key_file),
-                )
-                if path is not None
-            }
-        self.where = _without_password(url)
-        self.redis: Any = Redis.from_url(
-            url,
-            socket_timeout=settings.redis_timeout_s,
-            socket_connect_timeout=settings.redis_timeout_s,
-            retry=Retry(NoBackoff(), 0),
-            **options,
-        )
+        self.redis, self.where = client(settings)
         self._link = Link(self.redis, settings.redis_timeout_s)
         self._source, self._function = library()
         self.epoch = ""
@@ -171,12 +149,6 @@ class Store:
         """Close all connections."""
         await self._link.close()
         await self.redis.aclose()
-
-
-def _without_password(url: str) -> str:
-    parts = urlsplit(url)
-    where = parts.path if parts.scheme == "unix" else f"{parts.hostname}:{parts.port or 6379}"
-    return f"{parts.scheme}://{where}"
 
 
 def _why(error: Exception) -> str:
