@@ -18,7 +18,7 @@ from signalbox.cli.supervisor import redis, rooms
 from signalbox.cli.supervisor.layout import PRIVATE_UMASK, Layout
 from signalbox.cli.supervisor.logs import LogSink
 from signalbox.cli.supervisor.pages import Pages, Source
-from signalbox.cli.supervisor.process import Kept, Spec
+from signalbox.cli.supervisor.process import NOT_RUNNING, SILENT, Kept, Spec
 from signalbox.cli.watch import Watcher
 from signalbox.core.errors import StartupError
 from signalbox.core.settings import RoomSettings, load
@@ -193,7 +193,8 @@ class Instance:
         """
         lacking = [(kept.spec.name, await kept.missing()) for kept in self._kept if not kept.ever_ready]
         elapsed_s = self._elapsed_s()
-        if any("does not answer" in missing.values() for _, missing in lacking) and elapsed_s < _SLOW_AFTER_S:
+        late = any({NOT_RUNNING, SILENT} & set(missing.values()) for _, missing in lacking)
+        if late and elapsed_s < _SLOW_AFTER_S:
             self._silent_until_s = elapsed_s
         if elapsed_s < max(_UNUSABLE_AFTER_S, self._silent_until_s + _CONNECTED_AFTER_S):
             return

@@ -18,6 +18,9 @@ from signalbox.cli.supervisor.logs import LogSink
 Probe = Callable[[], Awaitable[dict[str, str]]]
 """Answers what a process still misses and why; empty when it serves. Raises OSError while it does not answer."""
 
+NOT_RUNNING, SILENT = "not running", "does not answer"
+"""What a process misses that is still to be started, or still to speak."""
+
 _PROBE_EVERY_S = 0.03
 _KEPT_LINES = 40
 _LAST_OUTPUT_S = 0.5
@@ -95,11 +98,11 @@ class Kept:
     async def missing(self) -> dict[str, str]:
         """Return what the process misses now, by name, with the reason; empty when it serves."""
         if self.pid is None:
-            return {self.spec.name: "not running"}
+            return {self.spec.name: NOT_RUNNING}
         try:
             missing = await asyncio.wait_for(self.spec.probe(), 1.0)
         except (OSError, TimeoutError, EOFError):
-            missing = {self.spec.name: "does not answer"}
+            missing = {self.spec.name: SILENT}
         else:
             self.answers = True
         self.ready = not missing

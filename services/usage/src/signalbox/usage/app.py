@@ -78,7 +78,9 @@ async def _open_ledger(settings: UsageSettings) -> tuple[Engine, Engine]:
     what = f"ledger {shown(url)}"
     try:
         writer = open_writer(url)
-        if await within_start_limit(what, _migrate(writer)):
+        # A file is never away; where it takes long, the machine is busy.
+        is_file = url.get_backend_name() == "sqlite"
+        if await (_migrate(writer) if is_file else within_start_limit(what, _migrate(writer))):
             log.info("ledger_migrated", ledger=shown(url))
         return writer, open_reader(url, settings.readers)
     except SQLAlchemyError as e:
