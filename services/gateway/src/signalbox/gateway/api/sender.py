@@ -32,6 +32,7 @@ from signalbox.v1.usage_pb2 import AttemptEvent
 from signalbox.wire.request import rewrite_model
 
 TICK_S = 0.25    # how late an attempt's time limit may be noticed
+STOOD_STILL_S = 1.0    # a tick that comes so late says that this process stood still, not that a provider was silent
 
 
 class Sender:
@@ -50,6 +51,8 @@ class Sender:
         self._client_stall_s = client_stall_s
         self._running: set[Driver] = set()
         self._ticker: asyncio.TimerHandle | None = None
+        self._tick_due_s = 0.0
+        self._stood_still = False
         self._stopping = False
 
     def stop(self) -> None:
@@ -155,7 +158,7 @@ class Sender:
         """Let time pass for a driver until its attempt has ended."""
         self._running.add(driver)
         if self._ticker is None:
-            self._ticker = driver.loop.call_later(TICK_S, self._tick)
+            self._tick_later()
         if self._stopping:
             driver.stop()
         try:
@@ -163,14 +166,23 @@ class Sender:
         finally:
             self._running.discard(driver)
 
+    def _tick_later(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._tick_due_s = loop.time() + TICK_S
+        self._ticker = loop.call_later(TICK_S, self._tick)
+
     def _tick(self) -> None:
         """Let time pass for all attempts; one timer for all of them costs less than one each."""
         self._ticker = None
         if not self._running:
             return
-        loop = asyncio.get_running_loop()
-        self._ticker = loop.call_later(TICK_S, self._tick)
-        now_s = loop.time()
+        now_s = asyncio.get_running_loop().time()
+        late_s = now_s - self._tick_due_s
+        self._tick_later()
+        if late_s > STOOD_STILL_S and not self._stood_still:
+            self._stood_still = True    # what has arrived meanwhile is read first
+            return
+        self._stood_still = False
         for driver in list(self._running):
             driver.tick(now_s)
 
