@@ -151,10 +151,8 @@ class FakeJournal:
         event.MergeFrom(partial)
         self.notes.append(partial)
 
-    def end(self, event: Any, partial: Any) -> None:
-        assert (partial.request_id, partial.attempt) == (event.request_id, event.attempt)
+    def end(self, event: Any) -> None:
         assert event in self.begun
-        event.MergeFrom(partial)
         self.rows.append(event)
 
     def deny(self, event: Any) -> None:

@@ -73,6 +73,11 @@ def ok(n: int) -> AttemptEvent:
     return event(n, outcome=common_pb2.OUTCOME_OK, status=200, usage=common_pb2.TokenUsage(output_tokens=n))
 
 
+def end(journal: journal_module.FileJournal, begun: AttemptEvent, outcome: AttemptEvent) -> None:
+    begun.MergeFrom(outcome)
+    journal.end(begun)
+
+
 async def until(condition, limit_s: float = 5) -> None:
     async with asyncio.timeout(limit_s):
         while not condition():
@@ -85,7 +90,7 @@ async def test_whole_records_reach_the_ledger_and_the_journal_shrinks(delivery: 
         delivery.journal.begin(e)
     for n, e in enumerate(begun):
         delivery.journal.note(e, event(n, served_model="m"))
-        delivery.journal.end(e, ok(n))
+        end(delivery.journal, e, ok(n))
     assert await delivery.drain(5)
     assert len(ledger.rows) == 50
     row = ledger.rows["r7", 1]
@@ -98,7 +103,7 @@ async def test_nothing_is_lost_while_the_ledger_is_away(delivery: JournalDeliver
     for n in range(20):
         e = event(n)
         delivery.journal.begin(e)
-        delivery.journal.end(e, ok(n))
+        end(delivery.journal, e, ok(n))
     assert not await delivery.drain(0.5)
     ledger.away = False
     assert await delivery.drain(5)
@@ -116,11 +121,11 @@ async def test_what_does_not_fit_in_memory_is_read_back_from_disk(
     for n in range(300):
         e = event(n, owner="x" * 20)
         delivery.journal.begin(e)
-        delivery.journal.end(e, ok(n))
+        end(delivery.journal, e, ok(n))
     ledger.away = False
     assert await delivery.drain(10)
     assert len(ledger.rows) == 300
-    delivery.journal.end(still_open, ok(999))
+    end(delivery.journal, still_open, ok(999))
     assert await delivery.drain(5)
     assert ledger.rows["r999", 1].owner == "open"
     await until(lambda: len(list(delivery.journal.directory.glob("*.journal"))) == 1)
@@ -136,7 +141,8 @@ from signalbox.v1.usage_pb2 import AttemptEvent
 j = FileJournal(Path({str(directory)!r}), "gw-dead", lambda: None)
 done, cut = AttemptEvent(request_id="done", attempt=1), AttemptEvent(request_id="cut", attempt=1, sent=True)
 j.begin(done); j.begin(cut)
-j.end(done, AttemptEvent(request_id="done", attempt=1, outcome=1))
+done.outcome = 1
+j.end(done)
 j.note(cut, AttemptEvent(request_id="cut", attempt=1, served_model="m"))
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -179,8 +185,19 @@ async def test_a_full_disk_refuses_the_intent_and_leaves_the_file_whole(delivery
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     delivery.journal.begin(third := event(3))
     assert [e.request_id for e in read_attempts(path)] == ["r1", "r3"]
-    delivery.journal.end(first, ok(1))
-    delivery.journal.end(third, ok(3))
+    end(delivery.journal, first, ok(1))
+    end(delivery.journal, third, ok(3))
+
+
+def test_usage_that_is_told_again_replaces_what_was_told_before(tmp_path: Path) -> None:
+    segment = Segment(tmp_path / "1.journal")
+    for output_tokens in (1, 7):
+        other = common_pb2.IterationUsage(model="m", usage=common_pb2.TokenUsage(output_tokens=3))
+        usage = common_pb2.TokenUsage(input_tokens=5, output_tokens=output_tokens, other_models=[other])
+        segment.append(event(1, owner="ada", usage=usage))
+    segment.close()
+    [read] = read_attempts(segment.path)
+    assert (read.owner, read.usage.output_tokens, len(read.usage.other_models)) == ("ada", 7, 1)
 
 
 def test_reading_stops_at_a_torn_frame(tmp_path: Path) -> None:
@@ -224,7 +241,7 @@ async def test_a_stopped_gateway_leaves_nothing_behind(tmp_path: Path, ledger: L
         running.start()
         e = event(1)
         running.journal.begin(e)
-        running.journal.end(e, ok(1))
+        end(running.journal, e, ok(1))
         await running.close(5)
     assert ("r1", 1) in ledger.rows
     assert os.listdir(tmp_path / "journal") == []

@@ -75,13 +75,14 @@ class FileJournal:
     def note(self, event: AttemptEvent, partial: AttemptEvent) -> None:
         """Write what `partial` adds to a begun attempt."""
         event.MergeFrom(partial)
-        self._append_change(event, partial, self._begun[key_of(event)], "usage")
+        begun = self._begun[key_of(event)]
+        # Whole where the intent lies in an older segment, so that each segment can be read by itself.
+        self._append(partial if begun is self._current else event, begun, "usage")
 
-    def end(self, event: AttemptEvent, partial: AttemptEvent) -> None:
-        """Write the outcome and queue the whole record for delivery."""
-        event.MergeFrom(partial)
+    def end(self, event: AttemptEvent) -> None:
+        """Write the whole record and queue it for delivery."""
         begun = self._begun.pop(key_of(event))
-        written = self._append_change(event, partial, begun, "outcome")
+        written = self._append(event, begun, "outcome")
         begun.open -= 1
         self._enqueue(event, (begun,) if written is begun else (begun, written))
 
@@ -160,14 +161,11 @@ class FileJournal:
         self._release(old)
         return fresh
 
-    def _append_change(self, event: AttemptEvent, partial: AttemptEvent, begun: Segment, what: str) -> Segment:
-        """Write `partial` beside its intent, or the whole event where that lies in an older segment.
-
-        So each segment can be read by itself.
-        """
+    def _append(self, record: AttemptEvent, begun: Segment, what: str) -> Segment:
+        """Write a record and return the segment that has it: `begun`, the intent's, where it can't be written."""
         try:
             segment = self._writable()
-            segment.append(partial if segment is begun else event)
+            segment.append(record)
         except (OSError, JournalUnwritable):
             WRITE_FAILURES.labels(what).inc()
             return begun

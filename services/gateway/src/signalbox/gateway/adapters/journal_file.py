@@ -96,6 +96,8 @@ def read_attempts(path: Path) -> list[AttemptEvent]:
     for frame in read_frames(path):
         known = merged.setdefault(key_of(frame), frame)
         if known is not frame:
+            if frame.HasField("usage"):
+                known.ClearField("usage")    # told anew each time: its lists must not add up
             known.MergeFrom(frame)
     return list(merged.values())
 

@@ -190,7 +190,8 @@ class Sender:
         ending.took_s = self._clock.monotonic_s() - started_s
         if ending.first_content_s is not None:
             ending.ttft_s = ending.first_content_s - started_s
-        self._journal.end(event, records.outcome(event, ending))
+        records.complete(event, ending)
+        self._journal.end(event)
         return ending
 
 

@@ -14,16 +14,17 @@ def ratelimit_headers(limits: Sequence[LimitState]) -> list[Header]:
     """Return `anthropic-ratelimit-{requests,tokens}-{limit,remaining,reset}` of the tightest limits, if any."""
     headers: list[Header] = []
     for kind, names in _NAMES.items():
-        tightest: tuple[int, int, LimitState] | None = None
+        tightest: LimitState | None = None
+        least = most = 0
         for state in limits:
             if state.HasField(kind):
                 amount: Amount = getattr(state, kind)
                 limit = amount.limit
-                remaining = max(0, limit - amount.used - amount.reserved)
-                if tightest is None or remaining < tightest[0]:
-                    tightest = (remaining, limit, state)
+                remaining = limit - amount.used - amount.reserved
+                if tightest is None or remaining < least:
+                    tightest, least, most = state, remaining, limit
         if tightest is not None:
-            headers += _of(names, *tightest)
+            headers += _of(names, max(0, least), most, tightest)
     return headers
 
 

@@ -124,8 +124,8 @@ class Journal(Protocol):
         """Write what `partial` (ids included) adds to a begun event, such as message_start's usage. Never raises."""
         ...
 
-    def end(self, event: AttemptEvent, partial: AttemptEvent) -> None:
-        """Write the outcome that `partial` (ids included) adds, merge it and deliver the whole. Never raises."""
+    def end(self, event: AttemptEvent) -> None:
+        """Write a begun event that holds its outcome by now, and deliver it. Never raises."""
         ...
 
     def deny(self, event: AttemptEvent) -> None:

@@ -7,7 +7,7 @@ from signalbox.gateway.domain.events import Ending, Limits, ResponseHead, Troubl
 from signalbox.gateway.domain.order import Order
 from signalbox.gateway.domain.ports import CredentialUnusable
 from signalbox.gateway.domain.refusal import Refusal, from_answer
-from signalbox.v1.common_pb2 import OUTCOME_DENIED, OUTCOME_UPSTREAM_ERROR, TokenUsage, Window
+from signalbox.v1.common_pb2 import OUTCOME_DENIED, OUTCOME_OK, OUTCOME_UPSTREAM_ERROR, TokenUsage, Window
 from signalbox.v1.scheduler_pb2 import AccountEffect, AdmitResponse, Grant, SettleRequest
 from signalbox.v1.usage_pb2 import AttemptEvent
 from signalbox.wire.errors import OWN_ERRORS
@@ -48,14 +48,19 @@ def started(event: AttemptEvent, usage: TokenUsage, served_model: str) -> Attemp
     )
 
 
-def outcome(event: AttemptEvent, ending: Ending) -> AttemptEvent:
-    """Return what is added when the attempt has ended."""
-    return AttemptEvent(
-        request_id=event.request_id, attempt=event.attempt, usage=ending.usage, served_model=ending.served_model,
-        had_content=ending.had_content, outcome=ending.outcome, status=ending.status, estimated=ending.estimated,
-        duration_ms=_ms(ending.took_s), ttft_ms=_ms(ending.ttft_s), reason=ending.reason,
-        upstream_request_id=_request_id(ending.head), retry_after_ms=ending.retry_after_ms,
-    )
+def complete(event: AttemptEvent, ending: Ending) -> None:
+    """Add what is known when the attempt has ended."""
+    event.outcome, event.status, event.had_content = ending.outcome, ending.status, ending.had_content
+    event.duration_ms, event.ttft_ms = _ms(ending.took_s), _ms(ending.ttft_s)
+    if ending.usage is not None:
+        event.usage.CopyFrom(ending.usage)
+        event.estimated = ending.estimated
+    if ending.served_model:
+        event.served_model = ending.served_model
+    if ending.head is not None:
+        event.upstream_request_id = _request_id(ending.head)
+    if ending.outcome != OUTCOME_OK:
+        event.reason, event.retry_after_ms = ending.reason, ending.retry_after_ms
 
 
 def settlement(
@@ -104,5 +109,5 @@ def _ms(seconds: float | None) -> int:
     return 0 if seconds is None else max(1, round(seconds * 1000))
 
 
-def _request_id(head: ResponseHead | None) -> str:
-    return head.fields.get(b"request-id", b"").decode("latin-1") if head is not None else ""
+def _request_id(head: ResponseHead) -> str:
+    return head.fields.get(b"request-id", b"").decode("latin-1")
