@@ -39,9 +39,15 @@ Deliverable = tuple[AttemptEvent, tuple[Segment, ...]]
 
 
 class FileJournal:
-    """Implements ports.Journal on files; `ready` is called when there is something new to deliver."""
+    """Implements ports.Journal on files; `ready` is called when there is something new to deliver.
 
-    def __init__(self, directory: Path, instance: str, ready: Callable[[], None]) -> None:
+    Intents are written at once. What has ended in one turn of the event loop is written together: `soon` calls back
+    when the turn is over, before anything that was asked for later.
+    """
+
+    def __init__(
+        self, directory: Path, instance: str, ready: Callable[[], None], soon: Callable[[Callable[[], None]], object],
+    ) -> None:
         self.directory = directory / instance
         try:
             self.directory.mkdir(parents=True, mode=0o700)
@@ -52,6 +58,8 @@ class FileJournal:
         except OSError as e:
             raise StartupError(f"journal directory {directory}", e.strerror or str(e)) from e
         self._ready = ready
+        self._soon = soon
+        self._ended: list[tuple[AttemptEvent, Segment]] = []
         self._begun: dict[AttemptKey, Segment] = {}
         self._full: set[Segment] = set()
         self._queue: list[Deliverable] = []
@@ -76,15 +84,34 @@ class FileJournal:
         """Write what `partial` adds to a begun attempt."""
         event.MergeFrom(partial)
         begun = self._begun[key_of(event)]
-        # Whole where the intent lies in an older segment, so that each segment can be read by itself.
-        self._append(partial if begun is self._current else event, begun, "usage")
+        try:
+            segment = self._writable()
+            # Whole where the intent lies in an older segment, so that each segment can be read by itself.
+            segment.append(partial if begun is segment else event)
+        except (OSError, JournalUnwritable):
+            WRITE_FAILURES.labels("usage").inc()
 
     def end(self, event: AttemptEvent) -> None:
-        """Write the whole record and queue it for delivery."""
-        begun = self._begun.pop(key_of(event))
-        written = self._append(event, begun, "outcome")
-        begun.open -= 1
-        self._enqueue(event, (begun,) if written is begun else (begun, written))
+        """Write the whole record, with the others of this turn, and queue it for delivery."""
+        self._ended.append((event, self._begun.pop(key_of(event))))
+        if len(self._ended) == 1:
+            self._soon(self.flush)
+
+    def flush(self) -> None:
+        """Write what has ended since the last time."""
+        ended, self._ended = self._ended, []
+        if not ended:
+            return
+        written: Segment | None = None
+        try:
+            written = self._writable()
+            written.append(*(event for event, _ in ended))
+        except (OSError, JournalUnwritable):
+            WRITE_FAILURES.labels("outcome").inc(len(ended))
+            written = None
+        for event, begun in ended:
+            begun.open -= 1
+            self._enqueue(event, (begun,) if written is None or written is begun else (begun, written))
 
     def deny(self, event: AttemptEvent) -> None:
         """Write and queue a refusal, as long as there are not too many."""
@@ -122,7 +149,7 @@ class FileJournal:
     @property
     def pending(self) -> int:
         """How many records wait in memory."""
-        return len(self._queue)
+        return len(self._queue) + len(self._ended)
 
     @property
     def spilled(self) -> bool:
@@ -131,6 +158,7 @@ class FileJournal:
 
     def close(self) -> None:
         """Close the files; remove the directory when the ledger has everything."""
+        self.flush()
         segments = [*self._full, self._current]
         if any(s.needed for s in segments):
             for segment in segments:
@@ -160,16 +188,6 @@ class FileJournal:
         self._current, old = fresh, self._current
         self._release(old)
         return fresh
-
-    def _append(self, record: AttemptEvent, begun: Segment, what: str) -> Segment:
-        """Write a record and return the segment that has it: `begun`, the intent's, where it can't be written."""
-        try:
-            segment = self._writable()
-            segment.append(record)
-        except (OSError, JournalUnwritable):
-            WRITE_FAILURES.labels(what).inc()
-            return begun
-        return segment
 
     def _enqueue(self, event: AttemptEvent, segments: tuple[Segment, ...]) -> None:
         if len(self._queue) >= MAX_IN_MEMORY:

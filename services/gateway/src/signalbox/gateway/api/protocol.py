@@ -40,10 +40,6 @@ class Relay(Protocol):
         ...
 
 
-def _expects_continue(fields: dict[bytes, bytes]) -> bool:
-    return fields.get(b"expect", b"").lower() == b"100-continue"
-
-
 class _Unserved(Exception):
     """Stops the parser on a head that is valid and still not served; says why."""
 
@@ -221,9 +217,10 @@ class RelayProtocol(HttpToolsProtocol):
         caller = self._caller
         if caller is None or caller.headers != self.headers:
             caller = self._caller = Caller(self.headers, self._peer)
+        length = None if caller.chunked else int(self._length or 0)
         exchange = Exchange(
-            self, self.buffers, route=route, query=query, caller=caller, length=self._declared_length(caller),
-            max_body=self.settings.max_body_bytes, expects_continue=_expects_continue(caller.fields),
+            self, self.buffers, route=route, query=query, caller=caller, length=length,
+            max_body=self.settings.max_body_bytes, expects_continue=caller.expects_continue,
             keep_alive=self.parser.should_keep_alive(), http10=self.parser.get_http_version() == "1.0",
             now_s=self._reading_since_s,
         )
@@ -235,12 +232,6 @@ class RelayProtocol(HttpToolsProtocol):
         else:
             self._activate(exchange)
 
-    def _declared_length(self, caller: Caller) -> int | None:
-        """Return the body's declared length, None where it is chunked; llhttp has refused contradictions."""
-        if b"transfer-encoding" in caller.fields:
-            return None
-        return int(self._length or 0)
-
     def _head_size(self) -> int:
         return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
 
@@ -250,7 +241,8 @@ class RelayProtocol(HttpToolsProtocol):
         if self._length is not None:
             headers.append((b"content-length", self._length))
         super().on_message_begin()
-        self.url, self.headers, self.expect_100_continue = url, headers, _expects_continue(dict(headers))
+        self.url, self.headers = url, headers
+        self.expect_100_continue = Caller(headers, self._peer).expects_continue
         self.scope["headers"] = headers
 
     def on_body(self, body: bytes) -> None:

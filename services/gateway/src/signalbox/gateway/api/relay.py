@@ -91,7 +91,7 @@ class RequestRelay:
             exchange.known()
         await exchange.read_body()
         try:
-            order.facts = read_request(exchange.body)
+            order.read(read_request(exchange.body))
         except RequestInvalid as e:
             await self._keys.inspect(order)
             raise Refusal("request_invalid", e.message, key_id=order.key_id, owner=order.owner) from e
@@ -111,7 +111,7 @@ class RequestRelay:
 
     async def _ask(self, exchange: Exchange, asking: Awaitable[T]) -> T:
         """Wait for the scheduler unless the caller hangs up; a grant that comes too late is given back."""
-        pending = asyncio.ensure_future(asking)
+        pending = asking if isinstance(asking, asyncio.Future) else asyncio.ensure_future(asking)
         exchange.on_gone = pending.cancel
         if exchange.gone:
             pending.cancel()
@@ -131,7 +131,9 @@ class RequestRelay:
             order.repinned = order.repinned or grant.repinned
             order.limit_headers = ratelimit_headers(answer.limits)
             ending = await self._attempt(exchange, order, course, answer)
-            following = await self._following(course, ending, grant)
+            following = course.after(ending, grant, self._clock.now_ms())
+            if following.refresh:
+                following = await self._refreshed(course, following, grant)
             news = self._limits.windows(grant.account_id, ending.head, self._clock.monotonic_s())
             settle = records.settlement(grant, ending, course.effect, news)
             if not following.again or exchange.gone:
@@ -164,10 +166,8 @@ class RequestRelay:
             order.first_content_s = ending.first_content_s - exchange.started_s
         return ending
 
-    async def _following(self, course: Course, ending: Ending, grant: Grant) -> Next:
-        following = course.after(ending, grant, self._clock.now_ms())
-        if not following.refresh:
-            return following
+    async def _refreshed(self, course: Course, following: Next, grant: Grant) -> Next:
+        """Ask for a new credential in place of a rejected one and return what follows then."""
         try:
             await self._credentials.get(grant.account_id, rejected_version=course.credential_version)
         except CredentialUnusable as e:

@@ -188,8 +188,9 @@ class Sender:
 
     def _ended(self, event: AttemptEvent, ending: Ending, started_s: float) -> Ending:
         ending.took_s = self._clock.monotonic_s() - started_s
+        ending.duration_ms = records.milliseconds(ending.took_s)
         if ending.first_content_s is not None:
-            ending.ttft_s = ending.first_content_s - started_s
+            ending.ttft_ms = records.milliseconds(ending.first_content_s - started_s)
         records.complete(event, ending)
         self._journal.end(event)
         return ending

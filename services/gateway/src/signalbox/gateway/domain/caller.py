@@ -27,13 +27,17 @@ MISTYPED = (
 class Caller:
     """What a request's headers present. A connection's requests mostly send the same ones: then they are read once."""
 
-    __slots__ = ("client", "fields", "headers", "heads", "key_hash", "peer", "source")
+    __slots__ = (
+        "chunked", "client", "expects_continue", "fields", "headers", "heads", "key_hash", "peer", "source",
+    )
 
     def __init__(self, headers: list[Header], peer: str) -> None:
         """`headers` have lower-case names; `peer` is the connection's other end."""
         self.headers = headers
         self.peer = peer
         self.fields = dict(headers)
+        self.chunked = b"transfer-encoding" in self.fields    # llhttp has refused what contradicts it
+        self.expects_continue = self.fields.get(b"expect", b"").lower() == b"100-continue"
         self.client = ""
         self.source = ""
         self.key_hash = b""

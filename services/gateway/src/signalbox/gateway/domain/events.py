@@ -92,8 +92,9 @@ class Ending:
     verdict: Verdict | None = None
     transient: bool = False                 # of a missing credential: it will heal by itself
     first_content_s: float | None = None    # when, on the monotonic clock
-    ttft_s: float | None = None             # since the attempt began
+    ttft_ms: int = 0                        # since the attempt began; 0: no content came
     took_s: float = 0.0
+    duration_ms: int = 0
     head: ResponseHead | None = None        # as the provider sent it
     answer: ResponseHead | None = None      # the provider's own error, to be passed on where the request says so
     answer_body: bytes = field(default=b"", repr=False)

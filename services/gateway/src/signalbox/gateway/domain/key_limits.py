@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Literal
+from typing import NamedTuple
 
 from signalbox.core.clock import rfc3339
 from signalbox.v1.common_pb2 import Amount, LimitState
@@ -10,41 +10,49 @@ from signalbox.v1.common_pb2 import Amount, LimitState
 Header = tuple[bytes, bytes]
 
 
+class _Kind(NamedTuple):
+    limit: bytes
+    remaining: bytes
+    reset: bytes
+
+
+_REQUESTS = _Kind(
+    b"anthropic-ratelimit-requests-limit", b"anthropic-ratelimit-requests-remaining",
+    b"anthropic-ratelimit-requests-reset",
+)
+_TOKENS = _Kind(
+    b"anthropic-ratelimit-tokens-limit", b"anthropic-ratelimit-tokens-remaining", b"anthropic-ratelimit-tokens-reset",
+)
+
+_Left = tuple[int, int, int]    # remaining, limit, when it resets (Unix ms); the smallest is the tightest
+
+
 def ratelimit_headers(limits: Sequence[LimitState]) -> list[Header]:
     """Return `anthropic-ratelimit-{requests,tokens}-{limit,remaining,reset}` of the tightest limits, if any."""
-    headers: list[Header] = []
-    for kind, names in _NAMES.items():
-        tightest: LimitState | None = None
-        least = most = 0
-        for state in limits:
-            if state.HasField(kind):
-                amount: Amount = getattr(state, kind)
-                limit = amount.limit
-                remaining = limit - amount.used - amount.reserved
-                if tightest is None or remaining < least:
-                    tightest, least, most = state, remaining, limit
-        if tightest is not None:
-            headers += _of(names, max(0, least), most, tightest)
-    return headers
+    requests: _Left | None = None
+    tokens: _Left | None = None
+    for state in limits:    # reading a message is dear: each is looked at once
+        if state.HasField("requests"):
+            left = _left(state.requests, state.resets_at_ms)
+            requests = left if requests is None else min(requests, left)
+        if state.HasField("tokens"):
+            left = _left(state.tokens, state.resets_at_ms)
+            tokens = left if tokens is None else min(tokens, left)
+    return [*_headers(_REQUESTS, requests), *_headers(_TOKENS, tokens)]
 
 
-_NAMES: dict[Literal["requests", "tokens"], tuple[bytes, bytes, bytes]] = {
-    "requests": (
-        b"anthropic-ratelimit-requests-limit", b"anthropic-ratelimit-requests-remaining",
-        b"anthropic-ratelimit-requests-reset",
-    ),
-    "tokens": (
-        b"anthropic-ratelimit-tokens-limit", b"anthropic-ratelimit-tokens-remaining",
-        b"anthropic-ratelimit-tokens-reset",
-    ),
-}
+def _left(amount: Amount, resets_at_ms: int) -> _Left:
+    limit = amount.limit
+    return max(0, limit - amount.used - amount.reserved), limit, resets_at_ms
 
 
-def _of(names: tuple[bytes, bytes, bytes], remaining: int, limit: int, state: LimitState) -> list[Header]:
-    headers = [(names[0], b"%d" % limit), (names[1], b"%d" % remaining)]
-    resets_at_ms = state.resets_at_ms
+def _headers(kind: _Kind, left: _Left | None) -> list[Header]:
+    if left is None:
+        return []
+    remaining, limit, resets_at_ms = left
+    headers = [(kind.limit, b"%d" % limit), (kind.remaining, b"%d" % remaining)]
     if resets_at_ms:
-        headers.append((names[2], _second(resets_at_ms // 1000)))
+        headers.append((kind.reset, _second(resets_at_ms // 1000)))
     return headers
 
 

@@ -21,6 +21,8 @@ class Order:
     key_id: str = ""
     owner: str = ""
     facts: RequestFacts | None = field(default=None, repr=False)
+    model: str = ""             # asked for
+    streamed: bool = False      # a stream is asked for
     attempts: int = 0
     repinned: bool = False
     limit_headers: list[tuple[bytes, bytes]] = field(default_factory=list)
@@ -29,15 +31,11 @@ class Order:
     first_content_s: float | None = None    # since the request's head
     provider_s: float = 0.0                 # spent waiting for providers
 
-    @property
-    def model(self) -> str:
-        """The model asked for; empty while the body is unread."""
-        return self.facts.model if self.facts is not None else ""
-
-    @property
-    def streamed(self) -> bool:
-        """Whether a stream is asked for; counting tokens never streams."""
-        return self.route == "messages" and self.facts is not None and self.facts.stream
+    def read(self, facts: RequestFacts) -> None:
+        """Note what the body says. Counting tokens never streams."""
+        self.facts = facts
+        self.model = facts.model
+        self.streamed = facts.stream and self.route == "messages"
 
     def inspection(self, *, with_limits: bool = False, with_accounts: bool = False) -> InspectRequest:
         """Return the question whether this key may be used at all."""

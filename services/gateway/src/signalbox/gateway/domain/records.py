@@ -51,7 +51,7 @@ def started(event: AttemptEvent, usage: TokenUsage, served_model: str) -> Attemp
 def complete(event: AttemptEvent, ending: Ending) -> None:
     """Add what is known when the attempt has ended."""
     event.outcome, event.status, event.had_content = ending.outcome, ending.status, ending.had_content
-    event.duration_ms, event.ttft_ms = _ms(ending.took_s), _ms(ending.ttft_s)
+    event.duration_ms, event.ttft_ms = ending.duration_ms, ending.ttft_ms
     if ending.usage is not None:
         event.usage.CopyFrom(ending.usage)
         event.estimated = ending.estimated
@@ -71,8 +71,7 @@ def settlement(
         lease_id=grant.lease_id, lease_token=grant.lease_token, outcome=ending.outcome, status=ending.status,
         had_content=ending.had_content, usage=ending.usage, served_model=ending.served_model,
         estimated=ending.estimated, effect=effect, windows=windows,
-        retry_after_ms=ending.retry_after_ms, ttft_ms=_ms(ending.ttft_s),
-        duration_ms=_ms(ending.took_s),
+        retry_after_ms=ending.retry_after_ms, ttft_ms=ending.ttft_ms, duration_ms=ending.duration_ms,
     )
 
 
@@ -104,9 +103,9 @@ def without_credential(why: CredentialUnusable) -> Ending:
     return Ending(OUTCOME_UPSTREAM_ERROR, why.reason, trouble=Trouble.CREDENTIAL, transient=why.transient)
 
 
-def _ms(seconds: float | None) -> int:
-    """Return milliseconds: 0 where there was nothing to measure, at least 1 where there was."""
-    return 0 if seconds is None else max(1, round(seconds * 1000))
+def milliseconds(seconds: float) -> int:
+    """Return what was measured in milliseconds, at least 1: 0 says that nothing was."""
+    return max(1, round(seconds * 1000))
 
 
 def _request_id(head: ResponseHead) -> str:
