@@ -67,7 +67,7 @@ local function calendar(per, now)
   return 0, 0
 end
 
--- Removes the buckets that left the window from the sums.
+-- Removes the buckets that left the window from the sums; returns whether there were any.
 local function slide(c)
   local last_gone = c.slot - BUCKETS - 1
   local fields = redis.call('HGETALL', c.key)
@@ -89,6 +89,7 @@ local function slide(c)
     redis.call('HDEL', c.key, unpack(gone))
   end
   c.o = oldest
+  return #gone > 0
 end
 
 local function store_sums(c)
@@ -132,7 +133,10 @@ local function open_counter(key, per, now)
   elseif stored < c.slot then
     c.fresh = true
     if c.width and c.slot - stored <= BUCKETS then
-      slide(c)
+      if slide(c) then
+        store_sums(c) -- at once: whoever only looks must not leave sums of buckets that are gone
+        c.fresh = false
+      end
     else
       redis.call('DEL', key)
       c.u, c.r, c.o = {0, 0, 0}, {0, 0, 0}, nil

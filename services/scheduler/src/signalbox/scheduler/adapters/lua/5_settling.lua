@@ -118,7 +118,7 @@ local function retry(q, token, request, now)
   if kept then
     redis.call('HDEL', held, q.failed.id)
     set_end(q.failed.id, false)
-    if kind ~= 'grant' and kind ~= 'again' then
+    if kind ~= 'grant' then -- 'again': that lease has a slot of its own
       count('k:' .. q.key, -1)
     end
   end
