@@ -18,6 +18,9 @@ PATH=$PATH:/usr/sbin:/sbin
 
 log() { echo "images: $*" >&2; }
 fail() { log "$*"; exit 1; }
+needs() { # needs PACKAGE: install a Debian package
+    apt-get install -y -qq "$1" >/dev/null 2>&1 || { apt-get update -qq && apt-get install -y -qq "$1" >/dev/null; } || fail "needs the Debian package $1"
+}
 reference() { echo "$REGISTRY/$1:$TAG"; }
 
 builder() {
@@ -123,7 +126,7 @@ packages() { # packages NAME PACKAGE...: prints a tar of what these Debian packa
 
 dependencies() { # prints a tar of the pinned packages in /opt/signalbox/lib
     local tar tmp tag tags=()
-    tar=$CACHE/python-$(cat "$HERE/requirements.lock" "$HERE/build.sh" | sha256sum | cut -c1-12).tar
+    tar=$CACHE/lock-$({ cat "$HERE/requirements.lock"; declare -f dependencies compiled; } | sha256sum | cut -c1-12).tar
     if [ ! -s "$tar" ]; then
         log "installing requirements.lock"
         tmp=$(mktemp -d "$CACHE/new.XXXXXX")
@@ -143,7 +146,8 @@ dependencies() { # prints a tar of the pinned packages in /opt/signalbox/lib
 
 tool() { # a Python with pip; what is installed by it is told where to go
     if [ ! -x "$CACHE/tool/bin/python" ]; then
-        python3 -m venv "$CACHE/tool" 2>/dev/null || { rm -rf "$CACHE/tool"; fail "needs the Debian package python3-venv"; }
+        python3 -c 'import ensurepip' 2>/dev/null || needs python3-venv
+        python3 -m venv "$CACHE/tool"
     fi
     "$CACHE/tool/bin/python" -m "$@"
 }
@@ -187,7 +191,7 @@ archive() { # archive IMAGE [OPTION...] of oci.py
 
 from_debian() {
     [ "$(id -u)" = 0 ] || fail "without docker, podman or buildah this needs root"
-    command -v debootstrap >/dev/null || { apt-get update -qq && apt-get install -y -qq debootstrap >/dev/null; } || fail "needs the Debian package debootstrap"
+    command -v debootstrap >/dev/null || needs debootstrap
     mkdir -p "$CACHE"
     exec 9>"$CACHE/lock"; flock 9
     SUITE=$(suite)
