@@ -2,11 +2,12 @@
 """Generate the reference pages of docs/ from what they describe, or with --check fail where the committed ones differ.
 
 settings.md from the rooms' settings classes, errors.md from the error table, metrics.md from the rooms' registries,
-documents.md from the documents' schema.
+documents.md and parts of kubernetes.md from the documents' schema.
 """
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -129,7 +130,28 @@ def documents() -> str:
         return Path(page.name).read_text()
 
 
-PAGES = {"settings.md": settings, "errors.md": errors, "metrics.md": metrics, "documents.md": documents}
+def kubernetes() -> str:
+    """Return kubernetes.md: its generated parts, each between two marks, written anew."""
+    pages = importlib.import_module("signalbox.resources.docs")
+    models = importlib.import_module("signalbox.resources.models")
+    told = importlib.import_module("signalbox.operator.domain.events").REASONS
+    events = [f"| `{reason}` | {meaning} |" for reason, meaning in told.items()]
+    parts = {
+        "fields": "\n".join(pages.reference(kind) for kind in models.SIGNALBOX_KINDS),
+        "reasons": pages.reasons(),
+        "events": "\n".join(["| Reason | Meaning |", "|---|---|", *events, ""]),
+    }
+    text = (DOCS / "kubernetes.md").read_text()
+    for name, part in parts.items():
+        marked = re.compile(rf"(<!-- generated: {name} -->\n).*?(<!-- end -->)", re.S)
+        text = marked.sub(lambda found, part=part: f"{found[1]}\n{part}\n{found[2]}", text)
+    return text
+
+
+PAGES = {
+    "kubernetes.md": kubernetes, "settings.md": settings, "errors.md": errors, "metrics.md": metrics,
+    "documents.md": documents,
+}
 
 
 def main() -> int:

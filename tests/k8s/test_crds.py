@@ -4,6 +4,7 @@ import copy
 import re
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from signalbox.resources.testing import BAD, GOOD, HASH, OAUTH, REF
 from tests.support.kube import Api, Document, Refusal, within
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "deploy" / "examples"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "kubernetes.md"
 SIGNALBOX = str(Path(sys.executable).parent / "signalbox")
 
 
@@ -217,6 +219,10 @@ def _examples() -> Iterator[Any]:
     for file in sorted(EXAMPLES.glob("*.yaml")):
         for number, example in enumerate(yaml.safe_load_all(file.read_text())):
             yield pytest.param(example, id=f"{file.stem}-{number}")
+    for number, fence in enumerate(re.findall(r"^( *)```yaml\n(.*?)^ *```$", PAGE.read_text(), re.M | re.S)):
+        for example in yaml.safe_load_all(textwrap.dedent(fence[1])):
+            if "apiVersion" in example:
+                yield pytest.param(example, id=f"{PAGE.stem}-{number}")
 
 
 @pytest.mark.parametrize("example", list(_examples()))

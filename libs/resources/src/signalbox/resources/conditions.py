@@ -51,6 +51,25 @@ REASONS: Final = {
     TOKEN_FILE_NOT_ALLOWED: "The identity token file lies outside the directory for projected tokens.",
 }
 
+# What the rooms say of this moment, in CredentialValid and Available; they choose the words, here they are explained.
+LIVE_REASONS: Final = {
+    "Valid": "CredentialValid: the credential works, as far as is known.",
+    "RefreshPending": "The first token is being fetched.",
+    "RefreshFailing": "The token endpoint fails; the old token serves while it lasts, and it is tried again.",
+    "NeedsAuthorization": "The provider refused the grant: authorise the account again, or change the Secret.",
+    "Paused": "Somebody paused it; the message says why.",
+    "Draining": "It finishes what it has and takes no new conversation: as asked, or because it is being deleted.",
+    "CoolingDown": "The account rests for seconds after a failure at the provider or on the way.",
+    "Benched": "The account is out until its document or credential changes, or a probe succeeds.",
+    "BillingError": "The provider refuses for want of money.",
+    "AccountDisabled": "The provider has disabled the account.",
+    "OrganizationOnHold": "The provider has put the organisation on hold.",
+    "Overloaded": "The provider is overloaded; tried again soon.",
+    "Unreachable": "The provider cannot be reached; tried again soon.",
+    "ProxyUnreachable": "The account's proxy cannot be reached; tried again soon.",
+    "Failing": "The provider answers with errors; tried again soon.",
+}
+
 
 @dataclass(frozen=True)
 class Condition:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from signalbox.resources import conditions, values
+from signalbox.resources.crds import PLURALS, SELECTABLE, SHORT_NAMES, status_schema
 from signalbox.resources.models import KINDS, SIGNALBOX_KINDS
 from signalbox.resources.schema import crd_schema
 
@@ -93,6 +94,27 @@ def render() -> str:
     return "\n".join([_HEAD, *(_section(kind) for kind in SIGNALBOX_KINDS), _conditions()])
 
 
+def reference(kind: str) -> str:
+    """Return the tables of a kind's spec and status, for the page about clusters."""
+    spec = crd_schema(kind)["properties"]["spec"]
+    names = f"`{PLURALS[kind]}`, short `{SHORT_NAMES[kind]}`"
+    selectable = ", ".join(f"`{path.removeprefix('.')}`" for path in SELECTABLE[kind])
+    head = [f"### {kind}", "", f"{names}; selectable by {selectable}.", ""]
+    spec_table = ["| Field of `spec` | Type | Meaning |", "|---|---|---|", *_rows(spec, ""), ""]
+    status_table = ["| Field of `status` | Type | Meaning |", "|---|---|---|", *_rows(status_schema(kind), "")]
+    return "\n".join([*head, *spec_table, *status_table, ""])
+
+
+def reasons() -> str:
+    """Return the tables of conditions and of their reasons, those of this moment included."""
+    types = [f"| `{name}` | {meaning} |" for name, meaning in conditions.TYPES.items()]
+    words = {**conditions.REASONS, **conditions.LIVE_REASONS}
+    rows = [f"| `{name}` | {meaning} |" for name, meaning in words.items()]
+    return "\n".join([
+        "| Condition | Meaning |", "|---|---|", *types, "", "| Reason | Meaning |", "|---|---|", *rows, "",
+    ])
+
+
 def _section(kind: str) -> str:
     spec = crd_schema(kind)["properties"]["spec"]
     purpose = (KINDS[kind][1].__doc__ or "").strip()
@@ -127,7 +149,7 @@ def _type(node: Mapping[str, Any]) -> str:
             least = f"{node['minItems']} to " if "minItems" in node else "at most "
             return f"list of {least}{node['maxItems']}: {_type(node['items'])}"
         case "integer":
-            return f"integer, {node['minimum']} to {node['maximum']}"
+            return f"integer, {node['minimum']} to {node['maximum']}" if "maximum" in node else "integer"
         case "object" if "additionalProperties" in node:
             return f"map of at most {node['maxProperties']} to {_type(node['additionalProperties'])}"
         case kind:

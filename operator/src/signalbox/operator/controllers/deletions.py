@@ -8,7 +8,7 @@ from signalbox.core.errors import Refused, SignalboxError
 from signalbox.operator.adapters.writing import Writer
 from signalbox.operator.controllers.board import Board
 from signalbox.operator.domain.deletion import Step, step
-from signalbox.operator.domain.events import WARNING, Event
+from signalbox.operator.domain.events import DRAIN_LIMIT_REACHED, WARNING, Event
 from signalbox.operator.domain.world import Seen, read
 from signalbox.operator.metrics import Metrics
 from signalbox.resources.compiled import CompiledAccount
@@ -17,7 +17,6 @@ from signalbox.rooms.client import Rooms
 
 log = logs.logger(__name__)
 
-DRAIN_LIMIT_REACHED = "DrainLimitReached"
 _EVERY_S = 0.5
 _GONE = ("NotFound", "Conflict", "Invalid")
 

@@ -12,9 +12,12 @@ KEY_EXHAUSTED: Final = "KeyExhausted"
 # Where there is no Event for a reason, because somebody asked for it.
 _ASKED_FOR: Final = frozenset({"Paused", "Draining", c.PENDING})
 
+DRAIN_LIMIT_REACHED: Final = "DrainLimitReached"
+
 REASONS: Final = {
     RECOVERED: "The object serves again, or its newest document is in force again.",
     KEY_EXHAUSTED: "A limit of the key is used up.",
+    DRAIN_LIMIT_REACHED: "A deleted account went although it was not known to be idle.",
 }
 
 

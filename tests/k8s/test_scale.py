@@ -1,0 +1,104 @@
+"""A thousand accounts, a thousand Secrets and ten thousand keys: when all of them are served, and in how much memory."""
+
+import concurrent.futures
+import random
+import re
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from signalbox.core.keys import hash_key
+
+from tests.support.control_plane import ControlPlane
+from tests.support.instance import account, secret
+from tests.support.kube import Api, Document, placed, within
+from tests.support.release import Release
+from tests.support.sim import Simulator
+
+pytestmark = [pytest.mark.scale, pytest.mark.timeout(1500)]
+
+ACCOUNTS, KEYS = 1_000, 10_000
+SERVED_S = 60.0
+MEMORY_MB = 300.0
+
+
+def key_text(number: int) -> str:
+    return f"sbx_scale_key_number_{number:05}_of_ten_thousand"
+
+
+def documents(ns: str, url: str) -> list[Document]:
+    out: list[Document] = []
+    for number in range(ACCOUNTS):
+        name = f"a{number}"
+        out += [placed(secret(name, **{"api-key": f"sk-ant-scale-{number:05}"}), ns)]
+        out += [placed(account(name, url, maxConcurrency=10), ns, shard=str(number % 10))]
+    for number in range(KEYS):
+        spec = {
+            "owner": f"user-{number}@example.com", "keyHash": hash_key(key_text(number)),
+            "limits": [{"per": "Minute", "requests": 60}, {"per": "Day", "costUSD": "20"}],
+        }
+        out.append({
+            "apiVersion": "signalbox.dev/v1alpha1", "kind": "RelayKey",
+            "metadata": {"name": f"k{number}", "namespace": ns}, "spec": spec,
+        })
+    return out
+
+
+def peak_mb(pid: int) -> float:
+    """Return the most memory that a process ever held resident."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    return int(found[1]) / 1024 if found else 0.0
+
+
+def test_all_are_served_soon_after_the_start(
+    plane: ControlPlane, api: Api, release: Release, sim: Simulator, ns: str,
+) -> None:
+    release.kill("operator")
+    local = threading.local()
+
+    def create(document: Document) -> None:
+        if not hasattr(local, "api"):
+            local.api = Api(plane.kubeconfig)
+        local.api.create(document)
+
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        list(pool.map(create, documents(ns, sim.url)))
+
+    began_s = time.monotonic()
+    release.start("operator", wait=False)
+
+    def done(kind: str) -> float:
+        return release.metric("operator", f'signalbox_reconcile_total{{kind="{kind}",result="done"}}')
+
+    def all_done() -> bool:
+        try:
+            return done("RelayKey") >= KEYS and done("ClaudeAccount") >= ACCOUNTS and done("Grant") >= ACCOUNTS
+        except OSError:
+            return False
+
+    within(300, all_done)
+    for number in random.Random(1).sample(range(KEYS), 100):
+        assert release.key_info(key_text(number))[0] == 200
+    assert release.call(key_text(7))[0] == 200
+    served_s = time.monotonic() - began_s
+    print(f"\n{ACCOUNTS} accounts, {KEYS} keys served {served_s:.1f} s after the operator's start, "
+          f"peak {peak_mb(release.pid('operator')):.0f} MB")
+
+    api.delete("RelayKey", "k5", ns)
+    deleted_s = time.monotonic()
+    within(20, lambda: release.call(key_text(5))[0] == 401)
+    print(f"delete to refused, while statuses are being written: {time.monotonic() - deleted_s:.1f} s")
+    api.merge("RelayKey", "k6", {"spec": {"state": "Paused"}}, ns)
+    paused_s = time.monotonic()
+    within(60, lambda: "key_paused" in release.call(key_text(6))[1])
+    print(f"pause to refused: {time.monotonic() - paused_s:.1f} s")
+
+    def all_told() -> bool:
+        return release.metric("operator", "signalbox_status_writes_total") >= KEYS + ACCOUNTS
+
+    within(900, all_told)
+    memory = peak_mb(release.pid("operator"))
+    print(f"all statuses written after {time.monotonic() - began_s:.0f} s; peak {memory:.0f} MB")
+    assert memory <= MEMORY_MB
+    assert served_s <= SERVED_S
