@@ -34,7 +34,7 @@ test: setup-tests check ## install everything and run every test
 
 .PHONY: test-k8s
 test-k8s: setup ## the operator's tests against a Kubernetes control plane, built once if need be; no containers, no root
-	@exec $(BIN)/pytest -q -m "k8s and not scale" operator cli tests/k8s
+	@exec $(BIN)/pytest -q -m "k8s and not scale" tests/k8s
 
 .PHONY: test-scale
 test-scale: setup ## the operator with a thousand accounts and ten thousand keys: seconds and megabytes

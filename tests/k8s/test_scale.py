@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from signalbox.core.keys import hash_key
 
+from signalbox.core.keys import hash_key
 from tests.support.control_plane import ControlPlane
 from tests.support.instance import account, secret
 from tests.support.kube import Api, Document, placed, within

@@ -87,10 +87,17 @@ async def _operate(
         board, rooms, writer, limit=timedelta(seconds=settings.drain_limit_s), metrics=metrics,
     )
     watch = Watch(
-        namespaces, notice=board.notice, forget=board.forget, relisted=listing.ask, beat=lambda: metrics.beat("watch"),
+        namespaces, known=board.world.knows, notice=board.notice, forget=board.forget, relisted=listing.relisted,
+        beat=lambda: metrics.beat("watch"),
     )
-    watch.start()
+
+    async def watch_when_planned() -> None:
+        """Begin to watch after the first pass: kopf goes through everything once, which would only hold it up."""
+        await documents.tried.wait()
+        watch.start()
+
     loops = (
+        watch_when_planned,
         listing.keep_whole, listing.keep_namespaces, documents.keep_in_force, documents.keep_withdrawing,
         live.keep_watching, live.keep_asking, live.keep_counting, live.keep_grants, statuses.keep_true,
         deletions.keep_holding,

@@ -6,7 +6,6 @@ anew when it ends by itself. Each watch lives for some seconds only, so that a d
 """
 
 import asyncio
-import itertools
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import kopf
 
 from signalbox.core import logs
-from signalbox.operator.domain.world import Seen, read
+from signalbox.operator.domain.world import Seen, identity_of, read, version_of
 from signalbox.resources.crds import GROUP, PLURALS, VERSION
 from signalbox.resources.reading import Identity
 
@@ -31,14 +30,18 @@ _WATCHED = [*((kind, GROUP, VERSION, plural) for kind, plural in PLURALS.items()
 class Watch:
     """Watches until stopped. The callbacks run in the event loop that called `start`.
 
-    `notice` gets objects, `forget` deletions with their version; `relisted` says that deletions may have been missed.
+    `notice` gets objects, `forget` deletions with their version; `relisted` says that kopf lists everything anew, between
+    which and what was known before deletions go unnoticed.
+    `known` is asked in kopf's thread whether an object is there in this version, which then costs nothing more.
     """
 
     def __init__(
-        self, namespaces: Sequence[str] | None, *, notice: Callable[[Seen], None],
-        forget: Callable[[Identity, int], None], relisted: Callable[[], None], beat: Callable[[], None],
+        self, namespaces: Sequence[str] | None, *, known: Callable[[Identity, int], bool],
+        notice: Callable[[Seen], None], forget: Callable[[Identity, int], None], relisted: Callable[[], None],
+        beat: Callable[[], None],
     ) -> None:
         self._namespaces = namespaces
+        self._known = known
         self._notice = notice
         self._forget = forget
         self._relisted = relisted
@@ -56,14 +59,14 @@ class Watch:
         """Stop watching."""
         self._stop.set()
         self._stop_kopf()
-        await asyncio.to_thread(self._thread.join, _STOP_S)
+        if self._thread.is_alive():
+            await asyncio.to_thread(self._thread.join, _STOP_S)
 
     # ------------------------------------------------------------------ in kopf's thread
 
     def _run(self) -> None:
-        for turn in itertools.count():
-            if turn:
-                self._tell(self._relisted)
+        while True:
+            self._tell(self._relisted)
             try:
                 asyncio.run(self._operate())
             except Exception as e:
@@ -103,6 +106,10 @@ class Watch:
 
     async def _event(self, type: str | None, event: Any, **_: Any) -> None:
         raw = event["object"]
+        if type is None:
+            self._tell(self._relisted)
+        if type != "DELETED" and self._known(identity_of(raw), version_of(raw)):
+            return
         seen = read(raw)
         if seen is None:
             return
@@ -130,8 +137,39 @@ def _settings() -> kopf.OperatorSettings:
     settings.watching.chunk_size = 500
     settings.networking.request_timeout = 30.0
     settings.networking.error_backoffs = (0.5, 1.0, *(2.0,) * 300)
-    # Nothing of this is written as long as there are event handlers only; if it ever is, it is in our own domain.
-    settings.persistence.finalizer = f"{GROUP}/operator"
-    settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=GROUP)
-    settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=GROUP)
+    settings.persistence.finalizer = f"{GROUP}/operator"  # with event handlers only, kopf puts it on nothing
+    settings.persistence.progress_storage = _NoProgress()
+    settings.persistence.diffbase_storage = _NoDiffs()
     return settings
+
+
+class _NoDiffs(kopf.DiffBaseStorage):
+    """Remembers nothing of an object anywhere, and so does not copy it at every event either."""
+
+    def build(self, **_: Any) -> Any:
+        return {}
+
+    def fetch(self, **_: Any) -> Any:
+        return None
+
+    def store(self, **_: Any) -> None:
+        return None
+
+
+class _NoProgress(kopf.ProgressStorage):
+    """The same for the handlers' progress, of which there is none."""
+
+    def fetch(self, **_: Any) -> Any:
+        return None
+
+    def store(self, **_: Any) -> None:
+        return None
+
+    def purge(self, **_: Any) -> None:
+        return None
+
+    def touch(self, **_: Any) -> None:
+        return None
+
+    def clear(self, *, essence: Any) -> Any:
+        return essence

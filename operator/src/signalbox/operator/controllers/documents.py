@@ -45,6 +45,8 @@ class Documents:
         self._registry: dict[tuple[str, str], str] | None = None
         self._seeds: dict[str, str] | None = None
         self._failure = ""
+        self.tried = asyncio.Event()
+        """Set when a first pass has come to its end, well or not."""
 
     def relist(self) -> None:
         """Compare with what the rooms really have, soon: they may have lost something."""
@@ -62,7 +64,9 @@ class Documents:
                 if self._board.complete and not self._board.superseded:
                     wait_s = await self._one_pass()
                     retry_s = _FIRST_RETRY_S
+                    self.tried.set()
             except SignalboxError as e:
+                self.tried.set()
                 self._note_failure(e)
                 wait_s, retry_s = retry_s, min(_LONGEST_RETRY_S, retry_s * 2)
             with contextlib.suppress(TimeoutError):

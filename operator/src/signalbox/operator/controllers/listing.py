@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ KINDS = (*CUSTOM_KINDS, "Secret")
 _FIRST_RETRY_S = 0.5
 _LONGEST_RETRY_S = 10.0
 _NAMESPACES_EVERY_S = 15.0
+_SETTLED_S = 10.0
+_LOOK_EVERY_S = 2.0
 
 
 class Listing:
@@ -33,19 +36,18 @@ class Listing:
         self._every_s = every_s
         self._metrics = metrics
         self._listed = listed
-        self._wanted = asyncio.Event()
+        self._relisted_s = float("inf")
         self._failure = ""
 
-    def ask(self) -> None:
-        """Ask for a listing soon."""
-        self._wanted.set()
+    def relisted(self) -> None:
+        """Note that a watch begins anew: once it has settled, a listing finds what was deleted in between."""
+        self._relisted_s = time.monotonic()
 
     async def keep_whole(self) -> None:
         """List again and again."""
         retry_s = _FIRST_RETRY_S
         while True:
             self._metrics.beat("listing")
-            self._wanted.clear()
             try:
                 await self._list_everything()
                 wait_s, retry_s, self._failure = self._every_s, _FIRST_RETRY_S, ""
@@ -65,13 +67,13 @@ class Listing:
             await asyncio.sleep(_NAMESPACES_EVERY_S)
 
     async def _wait(self, wait_s: float) -> None:
-        """Wait until a listing is due or asked for, beating meanwhile."""
-        until_s = asyncio.get_running_loop().time() + wait_s
-        while (left_s := until_s - asyncio.get_running_loop().time()) > 0:
+        """Wait until a listing is due, or a watch that began anew has settled."""
+        until_s = time.monotonic() + wait_s
+        while (now_s := time.monotonic()) < min(until_s, self._relisted_s + _SETTLED_S):
             self._metrics.beat("listing")
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wanted.wait(), min(left_s, _NAMESPACES_EVERY_S))
-                return
+            await asyncio.sleep(min(until_s - now_s, _LOOK_EVERY_S))
+        if now_s >= self._relisted_s + _SETTLED_S:
+            self._relisted_s = float("inf")
 
     async def _list_everything(self) -> None:
         places: Sequence[str | None] = [None] if self._namespaces is None else self._namespaces

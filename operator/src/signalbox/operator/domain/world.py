@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from signalbox.resources.loading import LoadResult
-from signalbox.resources.models import SIGNALBOX_KINDS
+from signalbox.resources.models import DEFAULT_NAMESPACE, SIGNALBOX_KINDS
 from signalbox.resources.reading import Document, Identity, read_document
 from signalbox.resources.values import parse_time
 
@@ -63,13 +63,24 @@ def read(raw: Mapping[str, Any]) -> Seen | None:
     since = metadata.get("deletionTimestamp")
     return Seen(
         document=Document(judged.identity, {} if good else judged.raw, judged.resource, judged.problems, SOURCE),
-        version=int(metadata.get("resourceVersion") or 0),
+        version=version_of(raw),
         uid=str(metadata.get("uid") or ""),
         generation=int(metadata.get("generation") or 0),
         deleting_since=parse_time(since) if since else None,
         held=FINALIZER in (metadata.get("finalizers") or ()),
         status=raw.get("status") or {},
     )
+
+
+def identity_of(raw: Mapping[str, Any]) -> Identity:
+    """Return what names an object, without looking at anything else."""
+    metadata = raw["metadata"]
+    return Identity(str(raw.get("kind")), metadata.get("namespace", DEFAULT_NAMESPACE), metadata["name"])
+
+
+def version_of(raw: Mapping[str, Any]) -> int:
+    """Return an object's version."""
+    return int(raw["metadata"].get("resourceVersion") or 0)
 
 
 class World:
@@ -82,6 +93,11 @@ class World:
     def get(self, identity: Identity) -> Seen | None:
         """Return an object, None where there is none."""
         return self._seen.get(identity)
+
+    def knows(self, identity: Identity, version: int) -> bool:
+        """Whether an object is here in this version or a newer one. May be asked from another thread."""
+        seen = self._seen.get(identity)
+        return seen is not None and seen.version >= version
 
     def of_kinds(self, kinds: Iterable[str]) -> list[Seen]:
         """Return all objects of some kinds."""
