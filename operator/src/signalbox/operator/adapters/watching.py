@@ -30,8 +30,8 @@ _WATCHED = [*((kind, GROUP, VERSION, plural) for kind, plural in PLURALS.items()
 class Watch:
     """Watches until stopped. The callbacks run in the event loop that called `start`.
 
-    `notice` gets objects, `forget` deletions with their version; `relisted` says that kopf lists everything anew, between
-    which and what was known before deletions go unnoticed.
+    `notice` gets objects, `forget` deletions with their version; `relisted` says that kopf lists everything anew:
+    what was deleted since the last event goes unnoticed.
     `known` is asked in kopf's thread whether an object is there in this version, which then costs nothing more.
     """
 
