@@ -111,6 +111,7 @@ def test_a_silently_dead_watch_is_replaced(
         kubeconfig = str(plane.identity(f"{OPERATOR}-through-a-tunnel", user=OPERATOR, url=tunnel.url))
         alone.restart("operator", SIGNALBOX_OPERATOR_KUBECONFIG=kubeconfig, KUBECONFIG=kubeconfig)
         key = tenant(api, alone, ns, sim.url)
+        time.sleep(15)  # the listing that follows each start of a watch is over
         tunnel.swallow()
         api.merge("RelayKey", "ada", {"spec": {"state": "Paused"}}, ns)
         began_s = time.monotonic()
