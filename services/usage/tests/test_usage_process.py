@@ -163,8 +163,8 @@ async def test_it_stops_when_asked_with_open_streams(empty_url: str, tmp_path: P
 def test_an_unusable_ledger_is_named_and_its_password_is_not(tmp_path: Path, url: str, named: str) -> None:
     with process(url, tmp_path) as running:
         began_s = time.monotonic()
-        assert running.process.wait(20) == 2
-        assert time.monotonic() - began_s < 10
+        assert running.process.wait(60) == 2
+        assert time.monotonic() - began_s < 10 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
         said = running.log.read_text()
         assert "signalbox.usage: cannot start: " + named in said
         assert "hunter2" not in said

@@ -2,7 +2,9 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
@@ -27,6 +29,8 @@ from signalbox.v1 import usage_pb2
 from signalbox.v1.usage_pb2_grpc import add_UsageServicer_to_server
 
 log = logs.logger(__name__)
+
+T = TypeVar("T")
 
 SERVICE = usage_pb2.DESCRIPTOR.services_by_name["Usage"].full_name
 RETRY_EVERY_S = 0.2
@@ -78,9 +82,9 @@ async def _open_ledger(settings: UsageSettings) -> tuple[Engine, Engine]:
     what = f"ledger {shown(url)}"
     try:
         writer = open_writer(url)
-        # A file is never away; where it takes long, the machine is busy.
-        is_file = url.get_backend_name() == "sqlite"
-        if await (_migrate(writer) if is_file else within_start_limit(what, _migrate(writer))):
+        await within_start_limit(what, _insist(lambda: writer.connect().close()))
+        # Not under the limit: what is reached and takes long is being made, on a machine with much else to do.
+        if await _insist(lambda: migrate(writer)):
             log.info("ledger_migrated", ledger=shown(url))
         return writer, open_reader(url, settings.readers)
     except SQLAlchemyError as e:
@@ -89,12 +93,12 @@ async def _open_ledger(settings: UsageSettings) -> tuple[Engine, Engine]:
         raise StartupError(what, str(e)) from e
 
 
-async def _migrate(writer: Engine) -> bool:
-    """Migrate; a database that is still starting, or locked by another replica's migration, gets a moment."""
+async def _insist(work: Callable[[], T]) -> T:
+    """Do `work` in a thread; a database that is still starting, or locked by another replica, gets a moment."""
     until_s = time.monotonic() + patience_left_s() - MARGIN_S
     while True:
         try:
-            return await asyncio.to_thread(migrate, writer)
+            return await asyncio.to_thread(work)
         except OperationalError:
             if time.monotonic() > until_s:
                 raise
