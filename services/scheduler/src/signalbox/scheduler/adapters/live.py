@@ -42,6 +42,7 @@ class LiveRefresher:
         self._noticed = asyncio.Event()
         self._seen_ms = 0
         self._opening = 0
+        self._health_version: bytes | None = b"none is known"
         self._told_over: set[str] = set()
 
     async def keep_fresh(self) -> None:
@@ -96,7 +97,7 @@ class LiveRefresher:
 
     def _forget(self) -> None:
         """Believe no number from before a trouble: leases may be gone, and what was being admitted was not."""
-        self._seen_ms = 0
+        self._seen_ms, self._health_version = 0, b"none is known"
         for account_id in self._view.live.accounts:
             self._view.set_running(account_id, 0)
 
@@ -119,8 +120,13 @@ class LiveRefresher:
 
     async def _read_health(self) -> None:
         live = self._view.live
+        version = await self._store.command("GET", "sb:health")
+        if version == self._health_version:
+            self._tell_recovered()
+            return
         rests = _records(await self._store.command("HGETALL", "sb:rests"))
         benches = _records(await self._store.command("HGETALL", "sb:benches"))
+        self._health_version = version
         if rests == live.rests and benches == live.benches:
             self._tell_recovered()
             return

@@ -71,7 +71,7 @@ class Registry:
             for o in objects
         ]
         changed = await self._write(operations)
-        await self._note_beginnings()
+        await self._note_beginnings([o.id for o in objects if o.kind == KEY])
         return changed
 
     async def delete(self, writer: str, fence: int, refs: Sequence[ObjectRef]) -> int:
@@ -106,11 +106,12 @@ class Registry:
                 for o in objects
             ])
 
-    async def _note_beginnings(self) -> None:
-        """Keep when limits over Total without a `since` were first seen."""
+    async def _note_beginnings(self, key_ids: Iterable[str]) -> None:
+        """Keep when the keys' limits over Total without a `since` were first seen."""
+        keys = self._view.snapshot.keys
         names = [
             f"{key.id}|{limit.name}"
-            for key in self._view.snapshot.keys.values()
+            for key_id in key_ids if (key := keys.get(key_id)) is not None
             for limit in key.limits
             if limit.per == "Total" and not limit.since_ms and f"{key.id}|{limit.name}" not in self._view.since_ms
         ]

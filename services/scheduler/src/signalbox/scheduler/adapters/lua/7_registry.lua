@@ -34,7 +34,9 @@ local function put(q, object)
   redis.call('HSET', VERSIONS, member, log_change(member))
   redis.call('ZREM', GONE, member)
   if q.kind == 'ClaudeAccount' then
-    redis.call('HDEL', BENCHES, q.id) -- a changed document is a reason to try again
+    if redis.call('HDEL', BENCHES, q.id) == 1 then -- a changed document is a reason to try again
+      redis.call('INCR', HEALTH)
+    end
   end
   return {'put'}
 end
