@@ -76,7 +76,7 @@ def test_two_releases_in_one_namespace_share_no_name_and_no_pod() -> None:
     assert variables(pods(second)["other-gateway"])["SIGNALBOX_SCHEDULER_ADDRESS"] == "other-scheduler:7001"
 
 
-def test_every_pod_is_restricted_and_only_the_operator_has_an_api_token() -> None:
+def test_every_pod_is_restricted_and_only_two_rooms_have_an_api_token() -> None:
     found = pods(template(*EVERYTHING))
     assert len(found) == 9
     for name, pod in found.items():
@@ -88,7 +88,8 @@ def test_every_pod_is_restricted_and_only_the_operator_has_an_api_token() -> Non
         }, name
         assert "limits" in container["resources"], name
         assert not [v for v in pod.get("volumes", ()) if "hostPath" in v]
-        assert pod["automountServiceAccountToken"] is (name == "signalbox-operator"), name
+        token = name in ("signalbox-operator", "signalbox-token-refresher")
+        assert pod["automountServiceAccountToken"] is token, name
 
 
 def test_any_room_answers_the_command_line() -> None:
@@ -144,8 +145,23 @@ def test_roles_in_watched_namespaces_only() -> None:
     objects = template('watchNamespaces=["a", "b"]')
     assert not [o for o in objects if o["kind"].startswith("ClusterRole")]
     roles = {(o["metadata"]["namespace"], o["metadata"]["name"]): o["rules"] for o in objects if o["kind"] == "Role"}
-    assert set(roles) == {("a", "signalbox-operator"), ("b", "signalbox-operator"), ("relay", "signalbox-operator-lease")}
+    assert set(roles) == {
+        ("a", "signalbox-operator"), ("b", "signalbox-operator"), ("relay", "signalbox-operator-lease"),
+        ("relay", "signalbox-token-refresher"),
+    }
     assert SECRETS in roles["a", "signalbox-operator"]
+
+
+def test_grants_lie_in_secrets_or_on_a_volume() -> None:
+    shared, alone = template("tokenRefresher.replicas=2"), template("tokenRefresher.store.kind=Volume")
+    room = variables(pods(shared)["signalbox-token-refresher"])
+    assert (room["SIGNALBOX_TOKEN_REFRESHER_STORE"], room["SIGNALBOX_TOKEN_REFRESHER_STORE_OWNER"]) == ("secrets", "signalbox")
+    claims = [{o["metadata"]["name"] for o in objects if o["kind"] == "PersistentVolumeClaim"} for objects in (shared, alone)]
+    assert "signalbox-token-refresher" not in claims[0]
+    assert "signalbox-token-refresher" in claims[1]
+    assert pods(alone)["signalbox-token-refresher"]["automountServiceAccountToken"] is False
+    assert "signalbox-token-refresher" not in {o["metadata"]["name"] for o in alone if o["kind"] == "Role"}
+    assert "store.kind=Secrets" in refusal("tokenRefresher.store.kind=Volume", "tokenRefresher.replicas=2")
 
 
 def test_the_operator_reads_secrets_and_writes_none() -> None:

@@ -15,6 +15,9 @@
 {{- if and (include "signalbox.sqlite" .) (gt (int .Values.usage.replicas) 1) }}
 {{- fail "usage.replicas > 1 needs PostgreSQL, because SQLite is for one pod: set postgresql.existingSecret (or postgresql.bundled.enabled=true for a trial), or usage.replicas=1" }}
 {{- end }}
+{{- if and (eq .Values.tokenRefresher.store.kind "Volume") (gt (int .Values.tokenRefresher.replicas) 1) }}
+{{- fail "tokenRefresher.replicas > 1 needs grants that pods can share: set tokenRefresher.store.kind=Secrets, or tokenRefresher.replicas=1" }}
+{{- end }}
 {{- if and (has "*" .Values.watchNamespaces) (gt (len .Values.watchNamespaces) 1) }}
 {{- fail "watchNamespaces: \"*\" stands for all namespaces and goes alone" }}
 {{- end }}

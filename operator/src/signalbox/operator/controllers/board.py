@@ -31,6 +31,11 @@ class Board:
         self.dirty: dict[Identity, None] = {}
         self.some_dirty = asyncio.Event()
 
+    @property
+    def healings(self) -> dict[str, int]:
+        """How often the credential of each account became good again: reasons to have the account tried."""
+        return {account: grant.healings for account, grant in self.grants.items() if grant.healings}
+
     # ------------------------------------------------------------------ documents
 
     def notice(self, seen: Seen) -> None:

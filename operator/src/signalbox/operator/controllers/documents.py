@@ -92,7 +92,9 @@ class Documents:
         """Bring everything into force; return seconds until the next pass is due anyway."""
         began_s = time.monotonic()
         loaded = self._board.world.documents()
-        desired = await asyncio.to_thread(plan, loaded, self._state, now=datetime.now(UTC), policy=self._policy)
+        desired = await asyncio.to_thread(
+            plan, loaded, self._state, now=datetime.now(UTC), policy=self._policy, healings=self._board.healings,
+        )
         self._state = desired.state
         registry, seeds = await self._present()
         actions = [action for action in diff(desired, registry, seeds) if self._still_holds(action, desired)]

@@ -73,7 +73,10 @@ class Live:
                 found = await self._rooms.grants()
                 if any(account not in found for account in self._board.grants):
                     self._lost()
+                healings = self._board.healings
                 old, self._board.grants = self._board.grants, found
+                if self._board.healings != healings:
+                    self._board.changed.set()
                 self._board.mark(
                     Identity("ClaudeAccount", *account.split("/", 1))
                     for account, grant in found.items() if old.get(account) != grant

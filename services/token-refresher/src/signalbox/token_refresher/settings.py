@@ -27,7 +27,7 @@ class TokenRefresherSettings(RoomSettings):
         "replicas share.",
     )
     store_owner: str = Field(
-        "signalbox", pattern=r"^[a-z0-9]([-a-z0-9]{0,30}[a-z0-9])?$",
+        "signalbox", pattern=r"^[a-z0-9]([-a-z0-9]{0,62}[a-z0-9])?$",
         description="Begins the names of these Secrets: the release's name, so that releases do not share grants.",
     )
     store_dir: Path | None = Field(
