@@ -1,7 +1,7 @@
 """Carrying out what a reconciler decided: actions of signalbox.resources as calls to the rooms, in their order."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 
 from prometheus_client import Counter
@@ -34,8 +34,10 @@ class Carrier:
         self._writer = writer
         self._fence = fence
 
-    async def carry_out(self, actions: Sequence[Action]) -> dict[str, str]:
-        """Carry out actions in their order; neighbours of one kind travel together.
+    async def carry_out(
+        self, actions: Sequence[Action], progress: Callable[[], None] = lambda: None,
+    ) -> dict[str, str]:
+        """Carry out actions in their order; neighbours of one kind travel together, `progress` follows each batch.
 
         Returns why grants were refused, by account: a bad one keeps only its own account from coming into force. Safe
         to do again after any failure. Raises Unavailable where a room is away, Refused where another writer has taken
@@ -52,6 +54,7 @@ class Carrier:
                     _count(batch, "failed")
                     raise
                 _count(batch, "done")
+                progress()
         return refused
 
     async def _carry_out_batch(self, batch: Sequence[Action]) -> dict[str, str]:

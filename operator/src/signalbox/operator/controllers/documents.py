@@ -126,7 +126,7 @@ class Documents:
     async def _act(self, actions: list[Action]) -> None:
         """Carry out actions and keep the books; after a failure the rooms are asked what they have."""
         try:
-            refused = await self._carrier.carry_out(actions)
+            refused = await self._carrier.carry_out(actions, lambda: self._metrics.beat("documents"))
         except SignalboxError:
             self._registry = self._seeds = None
             raise

@@ -1,0 +1,52 @@
+"""Where the control plane's programs come from, and what is said where there are none."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ASSETS = Path(__file__).resolve().parents[2] / "scripts" / "k8s" / "assets.py"
+PROGRAMS = ("etcd", "kube-apiserver", "kube-controller-manager")
+
+
+def run(**environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ASSETS)], env={**os.environ, **environment}, capture_output=True, text=True, check=False,
+    )
+
+
+def programs(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    for name in PROGRAMS:
+        (folder / name).write_text("#!/bin/sh\n")
+        (folder / name).chmod(0o755)
+    return folder
+
+
+def test_a_folder_that_is_named_is_taken(tmp_path: Path) -> None:
+    named = programs(tmp_path / "named")
+    assert run(KUBEBUILDER_ASSETS=str(named)).stdout.strip() == str(named)
+
+
+def test_a_named_folder_without_the_programs_is_told_and_nothing_else_is_tried(tmp_path: Path) -> None:
+    result = run(KUBEBUILDER_ASSETS=str(tmp_path), XDG_CACHE_HOME=str(tmp_path / "cache"))
+    assert result.returncode == 3
+    assert "does not hold etcd, kube-apiserver, kube-controller-manager" in result.stderr
+    assert not (tmp_path / "cache").exists()
+
+
+def test_what_was_built_before_is_found(tmp_path: Path) -> None:
+    version = next(line for line in ASSETS.read_text().splitlines() if line.startswith("KUBERNETES = ")).split('"')[1]
+    built = programs(tmp_path / "signalbox" / f"k8s-{version}")
+    assert run(KUBEBUILDER_ASSETS="", XDG_CACHE_HOME=str(tmp_path)).stdout.strip() == str(built)
+
+
+def test_setup_envtest_is_asked(tmp_path: Path) -> None:
+    found = programs(tmp_path / "envtest")
+    fake = tmp_path / "bin" / "setup-envtest"
+    fake.parent.mkdir()
+    fake.write_text(f'#!/bin/sh\n[ "$1" = use ] && echo {found}\n')
+    fake.chmod(0o755)
+    path = f"{fake.parent}:{os.environ['PATH']}"
+    result = run(KUBEBUILDER_ASSETS="", XDG_CACHE_HOME=str(tmp_path / "cache"), PATH=path)
+    assert result.stdout.strip() == str(found)
