@@ -18,9 +18,13 @@ KUBECONFIG = os.environ.get("SIGNALBOX_TEST_KUBECONFIG", "")
 IMAGES, LOAD = os.environ.get("SIGNALBOX_TEST_IMAGES", ""), os.environ.get("SIGNALBOX_TEST_LOAD", "")
 KEY = "a relay key of the cluster tests"
 PROVIDER_KEY = "sk-simulated-provider"
+TAG = os.environ.get("SIGNALBOX_TEST_TAG", "")
+"""Of the images under test, where it is not the chart's own version."""
 VALUES = (
     "--set=postgresql.bundled.enabled=true", "--set=gateway.terminationGracePeriodSeconds=300",
-    "--set=image.pullPolicy=IfNotPresent",
+    *((f"--set={image}.tag={TAG}" for image in (
+        "image", "redis.bundled.image", "postgresql.bundled.image", "test.image",
+    )) if TAG else ()),
 )
 
 
@@ -41,13 +45,19 @@ def cluster() -> Iterator[Cluster]:
         for archive in sorted(Path(IMAGES).glob("*.tar")):
             subprocess.run([*shlex.split(LOAD), str(archive)], check=True)
     found = Cluster(KUBECONFIG)
-    found.run("delete", "namespace", NAMESPACE, "--ignore-not-found", f"--timeout={WAIT}")
+    _clear(found)
     found.run("create", "namespace", NAMESPACE)
     found.run("label", "namespace", NAMESPACE, "pod-security.kubernetes.io/enforce=restricted")
     yield found
     if not os.environ.get("SIGNALBOX_TEST_KEEP"):
-        found.helm("uninstall", "signalbox", "--ignore-not-found", "--wait", f"--timeout={WAIT}")
-        found.run("delete", "namespace", NAMESPACE, f"--timeout={WAIT}")
+        _clear(found)
+
+
+def _clear(cluster: Cluster) -> None:
+    """Remove what these tests make. Documents go first, while there is an operator to take its finalizers off."""
+    cluster.run("delete", "cla,clp,rk", "--all", "--ignore-not-found", "--timeout=60s", check=False)
+    cluster.helm("uninstall", "signalbox", "--ignore-not-found", "--wait", f"--timeout={WAIT}")
+    cluster.run("delete", "namespace", NAMESPACE, "--ignore-not-found", f"--timeout={WAIT}")
 
 
 @pytest.fixture(scope="session")
@@ -70,7 +80,7 @@ def serving(installed: Cluster) -> Cluster:
 
 def _image(name: str) -> str:
     chart = (CHART / "Chart.yaml").read_text()
-    version = next(line.split()[1] for line in chart.splitlines() if line.startswith("appVersion"))
+    version = TAG or next(line.split()[1] for line in chart.splitlines() if line.startswith("appVersion"))
     return f"localhost/{name}:{version}"
 
 
@@ -88,7 +98,8 @@ def pod_spec(image: str, command: list[str], **container: object) -> Object:
 
 def _provider() -> list[Object]:
     labels = {"app": "provider"}
-    serve = ["signalbox-simulator", "--host", "0.0.0.0", "--port", "8000"]
+    run = "echo '{\"open\": true}' >/tmp/config && exec signalbox-simulator --host 0.0.0.0 --port 8000 --config /tmp/config"
+    serve = ["sh", "-c", run]
     spec = pod_spec("signalbox-simulator", serve, readinessProbe={"tcpSocket": {"port": 8000}, "periodSeconds": 1})
     return [
         {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "provider"},
