@@ -153,7 +153,7 @@ def test_roles_in_watched_namespaces_only() -> None:
 
 
 def test_grants_lie_in_secrets_or_on_a_volume() -> None:
-    shared, alone = template("tokenRefresher.replicas=2"), template("tokenRefresher.store.kind=Volume")
+    shared, alone = template("tokenRefresher.replicas=2"), template("tokenRefresher.store.kind=Volume", "tokenRefresher.replicas=1")
     room = variables(pods(shared)["signalbox-token-refresher"])
     assert (room["SIGNALBOX_TOKEN_REFRESHER_STORE"], room["SIGNALBOX_TOKEN_REFRESHER_STORE_OWNER"]) == ("secrets", "signalbox")
     claims = [{o["metadata"]["name"] for o in objects if o["kind"] == "PersistentVolumeClaim"} for objects in (shared, alone)]
