@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def _growth(before: dict[str, float], after: dict[str, float]) -> dict[str, floa
 
 def run(options: argparse.Namespace, mock: Mock, subjects: list[Target], directory: Path) -> Iterator[Measurement]:
     """All measurements; the order of the subjects alternates, so that neither always finds the machine warmer."""
-    scenarios = [scenario for scenario in SCENARIOS if scenario.name in options.only]
+    scenarios = [s for s in SCENARIOS if s.name in options.only and s.crowded == subjects[0].crowded]
     for target in subjects if options.prime else ():
         prime(target, mock, options.prime, directory)
     for rep in range(1, options.reps + 1):
@@ -137,6 +138,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, help="gateway workers [Signalbox's default]")
     parser.add_argument("--out", type=Path, help="append every measurement to this file, one JSON object a line")
     parser.add_argument("--soak", type=float, metavar="MINUTES", help="memory under mixed load over time instead")
+    parser.add_argument(
+        "--crowd", type=lambda text: tuple(map(int, text.split(","))), default=(100_000, 10_000),
+        metavar="KEYS,ACCOUNTS", help="the size of the crowd of the load `many` [100000,10000]",
+    )
     parser.add_argument("--profile", metavar="ROOM", help="profile this room (or portkey) under each of --only instead")
     options = parser.parse_args()
     if unknown := set(options.only) - set(names):
@@ -144,17 +149,30 @@ def _arguments() -> argparse.Namespace:
     return options
 
 
-def _measure_all(options: argparse.Namespace, mock: Mock, subjects: list[Target], directory: Path) -> int:
+def _measure_all(
+    options: argparse.Namespace, mock: Mock, subjects: list[Target], directory: Path, stack: ExitStack,
+) -> int:
     measurements: list[Measurement] = []
-    for measurement in run(options, mock, subjects, directory):
+    for measurement in chain(run(options, mock, subjects, directory), _in_a_crowd(options, mock, directory, stack)):
         measurements.append(measurement)
         print(report.line(measurement), file=sys.stderr, flush=True)
         if options.out:
             row = dataclasses.asdict(measurement) | {"cpu_ms_per_request": measurement.cpu_ms_per_request}
             with options.out.open("a") as file:
                 file.write(json.dumps(row) + "\n")
-    print(report.markdown(measurements))
+    print(report.markdown(measurements, options.crowd))
     return 0 if all(measurement.ok for measurement in measurements) else 1
+
+
+def _in_a_crowd(
+    options: argparse.Namespace, mock: Mock, directory: Path, stack: ExitStack,
+) -> Iterator[Measurement]:
+    """What the crowded loads cost, on an instance of their own that is started after all else."""
+    if options.skip_signalbox or not any(s.crowded and s.name in options.only for s in SCENARIOS):
+        return
+    print(f"starting with {options.crowd[0]} keys and {options.crowd[1]} accounts ...", file=sys.stderr, flush=True)
+    target = stack.enter_context(targets.signalbox(mock.url, directory, options.workers, crowd=options.crowd))
+    yield from run(options, mock, [target], directory)
 
 
 def main() -> int:
@@ -175,7 +193,7 @@ def main() -> int:
         if options.profile:
             scenarios = [scenario for scenario in SCENARIOS if scenario.name in options.only]
             return profiler.run(options.profile, subjects, scenarios, options.seconds, directory)
-        return _measure_all(options, mock, subjects, directory)
+        return _measure_all(options, mock, subjects, directory, stack)
 
 
 if __name__ == "__main__":

@@ -20,13 +20,15 @@ MB = 1024 * 1024
 MOST_RATIO = {"closed": 0.5, "stream": 0.5, "slow200": 0.5}
 MOST_ADDED_P50_MS = {"open200": 1.5}
 MOST_PSS_MB = 450
+MOST_IN_A_CROWD = 1.2
 
 
 class Results:
     """Measurements, looked up by target and scenario."""
 
-    def __init__(self, measurements: Sequence[Measurement]) -> None:
+    def __init__(self, measurements: Sequence[Measurement], crowd: tuple[int, int]) -> None:
         self.all = measurements
+        self.crowd = crowd
         run = {measurement.scenario for measurement in measurements}
         self.scenarios = [scenario for scenario in SCENARIOS if scenario.name in run]
         self.subjects = [name for name in ("signalbox", "portkey") if any(m.target == name for m in measurements)]
@@ -70,7 +72,8 @@ def _roles(present: Iterable[str]) -> list[str]:
 def _cost(results: Results) -> str:
     rows = []
     for scenario in results.scenarios:
-        cells = [f"{scenario.name}: {scenario.about}"]
+        about = scenario.about.format(keys=results.crowd[0], accounts=results.crowd[1])
+        cells = [f"{scenario.name}: {about}"]
         for target in results.subjects:
             cells.append(_range((m.cpu_ms_per_request for m in results.of(target, scenario.name)), 3))
         rows.append([*cells, _range(results.ratios(scenario.name), 2)])
@@ -82,6 +85,8 @@ def _split(results: Results, target: str) -> str:
     rows = []
     for scenario in results.scenarios:
         found = results.of(target, scenario.name)
+        if not found:
+            continue
         cells = [
             f"{statistics.median(m.cpu_s.get(role, 0.0) * 1000 / max(1, m.load['ok']) for m in found):.3f}"
             for role in roles
@@ -95,6 +100,8 @@ def _latency(results: Results) -> str:
     for scenario in results.scenarios:
         for target in ["direct", *results.subjects]:
             found = results.of(target, scenario.name)
+            if not found:
+                continue
             field = scenario.decisive_latency
             cells = [scenario.name, target, "first byte" if scenario.deltas else "whole answer"]
             cells.append(_range((m.load["per_s"] for m in found), 0))
@@ -111,6 +118,8 @@ def _memory(results: Results) -> str:
     for scenario in results.scenarios:
         for target in results.subjects:
             found = results.of(target, scenario.name)
+            if not found:
+                continue
             by_role = [max(m.pss.get(role, 0) for m in found) / MB for role in roles]
             total = max(sum(m.pss.values()) for m in found) / MB
             rows.append([scenario.name, target, f"{total:.0f}", *(f"{size:.0f}" if size else "–" for size in by_role)])
@@ -131,7 +140,13 @@ def _promises(results: Results) -> str:
         if most_ms := MOST_ADDED_P50_MS.get(scenario.name):
             added = results.added_ms("signalbox", scenario, "p50")
             judge(f"added latency p50, {scenario.name}, ms", added, most_ms, 2, statistics.median)
-    memory = [sum(m.pss.values()) / MB for m in results.all if m.target == "signalbox"]
+    pairs = zip(results.of("signalbox", "many"), results.of("signalbox", "closed"), strict=False)
+    crowded = [many.cpu_ms_per_request / few.cpu_ms_per_request for many, few in pairs]
+    judge("CPU in a crowd of keys and accounts, many against closed", crowded, MOST_IN_A_CROWD, 2, statistics.median)
+    in_a_crowd = {scenario.name for scenario in SCENARIOS if scenario.crowded}
+    memory = [
+        sum(m.pss.values()) / MB for m in results.all if m.target == "signalbox" and m.scenario not in in_a_crowd
+    ]
     judge("memory of all processes, PSS, MB", memory, MOST_PSS_MB, 0, max)
     return _table(["promise", "", "measured", ""], rows) if rows else ""
 
@@ -178,9 +193,9 @@ def line(m: Measurement) -> str:
     return text
 
 
-def markdown(measurements: Sequence[Measurement]) -> str:
-    """The whole report."""
-    results = Results(measurements)
+def markdown(measurements: Sequence[Measurement], crowd: tuple[int, int]) -> str:
+    """The whole report; `crowd`: how many keys and accounts the crowded loads had beside them."""
+    results = Results(measurements, crowd)
     versions = ", ".join(dict.fromkeys(f"{m.target} {m.version}" for m in measurements if m.version != "-"))
     noise = _range((m.noise_cores for m in measurements if m.cpu_s), 2)
     parts = [

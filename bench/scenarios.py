@@ -24,6 +24,7 @@ class Scenario:
     arguments: Sequence[str]
     deltas: int | None = None  # None: not streamed
     directive: str = "n=0"
+    crowded: bool = False  # beside very many keys and accounts, of Signalbox's only
 
     @property
     def decisive_latency(self) -> str:
@@ -35,6 +36,7 @@ SCENARIOS = (
     Scenario("closed", "32 connections, messages not streamed", ["-c", "32"]),
     Scenario("stream", "32 connections, streams of 50 deltas without delay", ["-c", "32"], 50, "n=50"),
     Scenario("slow200", "200 streams at once, 50 deltas 20 ms apart", ["-c", "200", "-s", "1"], 50, "n=50 delay_ms=20"),
+    Scenario("many", "as closed, beside {keys:,} keys and {accounts:,} accounts", ["-c", "32"], crowded=True),
     Scenario("open200", "200 requests/s, messages not streamed, latency from the due time", ["-r", "200"]),
 )
 

@@ -3,6 +3,7 @@
 All of them listen on loopback only. What to send and what to read off them is `measure.py`'s business.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -91,6 +92,7 @@ class Target:
     headers: Sequence[str]
     root: int | None = None
     data: Path | None = None
+    crowded: bool = False
 
     def ledger(self) -> Count:
         """What the ledger holds by now. Only Signalbox keeps one."""
@@ -186,20 +188,45 @@ def mock(directory: Path) -> Iterator[Mock]:
         yield Mock(url, process.pid)
 
 
+def _crowd(upstream: str, keys: int, accounts: int) -> str:
+    """The documents of those that are only there: keys that nobody uses, and accounts beside the two."""
+    head = "---\napiVersion: signalbox.dev/v1alpha1\n"
+    parts = [
+        f"{head}kind: ClaudeAccount\nmetadata: {{name: crowd-{n}}}\nspec:\n  provider: Anthropic\n"
+        f"  baseURL: {upstream}\n  credential: {{apiKey: {{secretRef: {{name: bench, key: api-key}}}}}}\n"
+        for n in range(accounts)
+    ]
+    parts += [
+        f"{head}kind: RelayKey\nmetadata: {{name: crowd-{n}}}\nspec:\n  owner: crowd-{n}@example.com\n"
+        f'  keyHash: "sha256:{hashlib.sha256(b"%d" % n).hexdigest()}"\n'
+        "  limits: [{per: Day, requests: 1000}]\n"
+        for n in range(keys)
+    ]
+    return "".join(parts)
+
+
 @contextmanager
-def signalbox(upstream: str, directory: Path, workers: int | None) -> Iterator[Target]:
-    """`signalbox up` with the documents above. `workers` None leaves their number to Signalbox."""
-    manifests, log, port = directory / "manifests", directory / "signalbox.log", free_port()
+def signalbox(
+    upstream: str, directory: Path, workers: int | None, *, crowd: tuple[int, int] | None = None,
+) -> Iterator[Target]:
+    """`signalbox up` with the documents above, and a crowd of (keys, accounts) beside them where one is wanted.
+
+    `workers` None leaves their number to Signalbox.
+    """
+    name = "crowded" if crowd else "signalbox"
+    manifests, log, port = directory / f"{name}-manifests", directory / f"{name}.log", free_port()
     data = Path(tempfile.mkdtemp(prefix="sbx-bench-"))  # its sockets' paths must stay short
     manifests.mkdir()
     (manifests / "bench.yaml").write_text(DOCUMENTS.format(key=RELAY_KEY, upstream=upstream))
+    if crowd:
+        (manifests / "crowd.yaml").write_text(_crowd(upstream, *crowd))
     command = [str(SIGNALBOX), "up", "--manifests", str(manifests), "--data", str(data), "--port", str(port)]
     command += ["--telemetry-port", str(free_port())]
     command += ["--workers", str(workers)] if workers else []
     url = f"http://127.0.0.1:{port}"
     try:
         with _running(command, log) as process:
-            _wait_for(process, log, f"{url}/readyz", says=f"ready {url}")
+            _wait_for(process, log, f"{url}/readyz", says=f"ready {url}", at_most_s=900 if crowd else 60)
             yield Target(
                 "signalbox",
                 version("signalbox-cli"),
@@ -207,6 +234,7 @@ def signalbox(upstream: str, directory: Path, workers: int | None) -> Iterator[T
                 [f"x-api-key: {RELAY_KEY}", "anthropic-version: 2023-06-01"],
                 process.pid,
                 data,
+                crowded=bool(crowd),
             )
     finally:
         shutil.rmtree(data, ignore_errors=True)

@@ -90,6 +90,32 @@ async def test_strict_limits_are_never_overrun(stage, make, dimension):
     assert amount.limit - amount.used < (200 if dimension == "tokens" else 3_000_000)
 
 
+async def test_an_estimated_limit_is_overrun_by_the_error_of_what_was_in_flight_at_most(stage, make):
+    """Requests that use more than their estimate overrun by what those in flight were wrong, however they race."""
+    most = 20_000
+    stubs = await two_schedulers(stage, make, limits=[make.limit("Day", tokens=most)])
+    used, error = 0, 0
+    while True:
+        granted, denied = await at_once(stubs, make, 80, input_bytes=400, max_tokens=4_000)
+        assert {d.error_code for d in denied} <= {"key_limit_tokens"}
+        state = (await looked(stubs[0], make)).limits[0].tokens
+        assert state.used == used
+        if not granted:
+            break
+        assert used + state.reserved <= most  # nothing was granted that its estimate had no room for
+        each = 300 + 40 * (used % 7)
+        error = max(0, len(granted) * each - state.reserved)
+        usage = {"input_tokens": 100, "output_tokens": each - 100}
+        await asyncio.gather(*(
+            stubs[i % 2].Settle(make.ended(g, usage=usage, served_model="claude-sonnet-4-5"), timeout=10)
+            for i, g in enumerate(granted)
+        ))
+        used += len(granted) * each
+    state = (await looked(stubs[1], make)).limits[0].tokens
+    assert (state.used, state.reserved) == (used, 0)
+    assert used <= most + error
+
+
 async def test_estimates_learn_from_what_was_used(stage, make):
     stubs = await two_schedulers(stage, make, limits=[make.limit("Day", tokens=1_000_000)])
     first = (await stubs[0].Admit(make.ask("ada", input_bytes=4000, max_tokens=64_000), timeout=5)).grant

@@ -25,6 +25,7 @@ log = logs.logger(__name__)
 _OVERLAP_MS = 2_000
 _RECONNECT_S = 0.5
 _HAS_ROOM = b"+"
+_PAGE = 200
 
 
 class LiveRefresher:
@@ -110,13 +111,19 @@ class LiveRefresher:
             if self._view.set_running(account, int(number or 0)):
                 self._queue.freed(account)
             live.account(account).last_used_ms = used[account]
-        for group in groups:
-            flat = await self._store.command("HGETALL", f"sb:windows:{group}")
-            live.group(group).surpluses.clear()
-            windows = live.group(group).windows
-            for name, text in pairs(flat):
-                with contextlib.suppress(ValueError):
-                    windows[name.decode()] = read_window(name.decode(), text.decode())
+        await self._read_windows(sorted(groups))
+
+    async def _read_windows(self, groups: list[str]) -> None:
+        live = self._view.live
+        for start in range(0, len(groups), _PAGE):
+            page = groups[start : start + _PAGE]
+            answer = await self._store.one({"op": "windows", "groups": page})
+            for group, flat in zip(page, answer, strict=True):
+                live.group(group).surpluses.clear()
+                windows = live.group(group).windows
+                for name, text in pairs(flat):
+                    with contextlib.suppress(ValueError):
+                        windows[name.decode()] = read_window(name.decode(), text.decode())
 
     async def _read_health(self) -> None:
         live = self._view.live

@@ -20,6 +20,15 @@ local function recreate(id, token, head, now)
   redis.call('HDEL', 'sb:' .. head.e .. ':leases', id)
 end
 
+-- What the providers told of limit groups: a flat list of names and windows for each.
+local function windows(q)
+  local out = {}
+  for i, group in ipairs(q.groups) do
+    out[i] = redis.call('HGETALL', 'sb:windows:' .. group)
+  end
+  return out
+end
+
 local function beat(q, token, progress, now)
   if not lease_runs(q.id) then
     local head = read_token(token)

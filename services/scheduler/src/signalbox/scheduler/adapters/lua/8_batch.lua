@@ -55,6 +55,7 @@ local ALWAYS = {
   delete = delete,
   changes = changes,
   peek = peek,
+  windows = windows,
   remember = remember,
   since = since,
   rebuild = rebuild,
