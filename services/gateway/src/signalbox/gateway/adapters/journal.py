@@ -41,8 +41,8 @@ Deliverable = tuple[AttemptEvent, tuple[Segment, ...]]
 class FileJournal:
     """Implements ports.Journal on files; `ready` is called when there is something new to deliver.
 
-    Intents are written at once. What has ended in one turn of the event loop is written together: `soon` calls back
-    when the turn is over, before anything that was asked for later.
+    Intents are written at once. What has ended in one turn of the event loop is written together: `soon` calls `flush`
+    back when the turn is over, and the scheduler's session does before it sends a settlement.
     """
 
     def __init__(
