@@ -47,6 +47,7 @@ class FakeScheduler:
         self.send_model = ""
         self.repinned = False
         self.limits: list[Any] = []
+        self.redis_ms = SystemClock().now_ms
         self.admits: list[Any] = []
         self.inspects: list[Any] = []
         self.retries: list[Any] = []
@@ -80,7 +81,7 @@ class FakeScheduler:
             grant=Grant(
                 lease_id=lease_id, lease_token=b"token", attempt=attempt, key_id="default/ada", owner="ada@example.com",
                 account_id=account[0], pool_id="default/default", provider="Anthropic", base_url=account[1],
-                send_model=self.send_model or model, admitted_at_ms=1, max_attempts=self.max_attempts,
+                send_model=self.send_model or model, admitted_at_ms=self.redis_ms(), max_attempts=self.max_attempts,
                 attempts_left=self.max_attempts - attempt, timeouts=self.timeouts, repinned=self.repinned,
             ),
             decision=b"because", limits=self.limits,

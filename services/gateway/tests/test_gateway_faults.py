@@ -539,6 +539,19 @@ async def test_usage_of_message_start_is_noted_before_the_stream_ends(gate, wire
     await gate.quiet()
 
 
+@pytest.mark.parametrize("skew_s", [-7200, 7200])
+async def test_a_gateway_whose_clock_is_wrong_lets_accounts_rest_as_long_as_they_should(gate, wire, skew_s):
+    async def limited(w):
+        w.answer(429, b'{"type":"error","error":{"type":"rate_limit_error","message":"m"}}', b"retry-after: 30")
+
+    await gate.provider(limited)
+    gate.scheduler.redis_ms = lambda: 1_000_000_000_000 + skew_s * 1000    # far from this machine's own time
+    await gate.client.post(wire.BODY)
+    [failed] = gate.scheduler.retries
+    rests_ms = failed.failed.effect.until_ms - gate.scheduler.redis_ms()
+    assert 30_000 <= rests_ms <= 33_000
+
+
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
 async def test_a_gateway_out_of_file_descriptors_blames_no_account(gate, wire, number):
     await gate.provider()

@@ -131,7 +131,7 @@ class RequestRelay:
             order.repinned = order.repinned or grant.repinned
             order.limit_headers = ratelimit_headers(answer.limits)
             ending = await self._attempt(exchange, order, course, answer)
-            following = course.after(ending, grant, self._clock.now_ms())
+            following = course.after(ending, grant)
             if following.refresh:
                 following = await self._refreshed(course, following, grant)
             news = self._limits.windows(grant.account_id, ending.head, self._clock.monotonic_s())

@@ -50,8 +50,10 @@ class Course:
         """How long a kept connection may have idled, seconds: the last attempt doesn't gamble on an old one."""
         return FRESH_ENOUGH_S if grant.attempts_left == 0 else None
 
-    def after(self, ending: Ending, grant: Grant, now_ms: int) -> Next:
+    def after(self, ending: Ending, grant: Grant) -> Next:
         """Decide what follows the attempt that `grant` allowed."""
+        # In the time of the clock that ends rests, Redis's: this machine's own may be wrong by hours.
+        now_ms = grant.admitted_at_ms + int(ending.took_s * 1000)
         self._meaning = meaning = meaning_of(ending, grant.send_model, now_ms)
         self.effect = meaning.effect
         self.needs_new_connection = False
