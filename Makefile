@@ -100,5 +100,5 @@ chaos: setup ## break everything under load, then compare: SEED=1[,2,…] SECOND
 
 .PHONY: clean
 clean: ## remove what set-up, tests and benchmarks made
-	@rm -rf .venv tests/clients/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf .venv tests/clients/node_modules tests/clients/debian .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@$(MAKE) -s -C bench clean

@@ -48,9 +48,22 @@ clients() {
     fi
 }
 
+reverse_proxies() { # unpacked beside the clients, not installed: an installed server would start and take port 80
+    local where=tests/clients/debian
+    [ -x $where/usr/sbin/nginx ] && [ -x $where/usr/bin/caddy ] && return
+    command -v apt-get >/dev/null && command -v dpkg >/dev/null || return 0
+    echo "setup: unpacking the reverse proxies of the end-to-end tests"
+    mkdir -p $where
+    if (cd $where && { apt-get download -qq nginx caddy || { apt-get update -qq && apt-get download -qq nginx caddy; }; } &&
+        for package in *.deb; do dpkg -x "$package" .; done && rm -- *.deb) >/dev/null 2>&1; then :; else
+        rm -rf $where
+        echo "setup: nginx and Caddy are not to be had; their tests will be skipped" >&2
+    fi
+}
+
 environment
 case ${1:-} in
     "") ;;
-    clients) clients ;;
+    clients) clients; reverse_proxies ;;
     *) fail "unknown argument $1" ;;
 esac

@@ -1,6 +1,7 @@
 """Invariant 1 with stores of one's own: a PostgreSQL ledger and a Redis on TCP with a password, each killed under load;
 and a Redis whose primary Sentinel replaces."""
 
+import resource
 import shutil
 import signal
 import socket
@@ -156,3 +157,22 @@ def _wait_for(condition: Callable[[], bool], within_s: float = 20.0) -> None:
     while not condition():
         assert time.monotonic() < end_s
         time.sleep(0.1)
+
+
+def _no_more_bytes(pids: list[int], limit: int) -> None:
+    """Let no file of these processes grow beyond `limit` bytes: every write past it fails, as on a full disk."""
+    for pid in pids:
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="needs prlimit (Linux)")
+@pytest.mark.parametrize("room", ["gateway", "usage"])
+def test_a_disk_is_full(tmp_path: Path, room: str) -> None:
+    """Journals that can't be written refuse (`ledger_unavailable`); a ledger that can't keeps journals waiting."""
+    with Rig(tmp_path / "rig") as rig:
+        with rig.under_load(1, f"no room for the {room}'s files for {AWAY_S} s", lasts_s=AWAY_S):
+            _no_more_bytes(rig.instance.room_pids(room), 4096)
+            time.sleep(AWAY_S)
+            _no_more_bytes(rig.instance.room_pids(room), resource.RLIM_INFINITY)
+        saw = {seen.kind for seen in rig.seen}
+        assert ("ledger_unavailable" in saw) == (room == "gateway")
