@@ -246,7 +246,7 @@ def test_an_operator_authorises_an_account_with_a_browser(w: World) -> None:
         with urllib.request.urlopen(url, timeout=10) as page:
             assert page.url.startswith(callback)
             assert b"close this page" in page.read()
-        said, complained = running.communicate(timeout=30)
+        said, complained = running.communicate(timeout=60)
         assert (running.returncode, said.strip()) == (0, "default/new is authorised"), complained
     w.becomes("new", available=True)
     assert w.serves("new")
