@@ -101,6 +101,7 @@ async def test_no_grant_is_lost_however_refreshers_are_killed(tmp_path: Path, nu
         await asyncio.sleep(2)
         loading.cancel()
         await asyncio.gather(loading, return_exceptions=True)
+        sim.oauth({"expires_in": 600})
         standing = {account: await settled(account, [one, two], sim) for account in ACCOUNTS}
         rows = [row for row in sim.truth(path=TOKEN_PATH) if row["request_complete"]]
         print(f"{KILLS} kills, seed {number}, grace {grace_s}: {len(rows)} token requests, {dict(load.outcomes)}, "
@@ -129,11 +130,20 @@ async def settled(account: str, processes: list[Process], sim: Simulator) -> str
         await asyncio.sleep(0.1)
     if reasons[0] == "Valid":
         for each in processes:
-            given = await call(each, "GetCredential", pb.GetCredentialRequest(account_id=account))
-            headers = {h.name: h.value for h in given.headers}
-            answer = await asyncio.to_thread(Caller(sim.url).send, headers=headers)
-            assert answer.status == 200, answer
+            # The first token may be one of two seconds still, which a busy machine can let run out.
+            while True:
+                headers = await headers_of(each, account)
+                answer = await asyncio.to_thread(Caller(sim.url).send, headers=headers)
+                if answer.status == 200:
+                    break
+                assert time.monotonic() < end_s + 30, answer
+                await asyncio.sleep(0.2)
     return reasons[0]
+
+
+async def headers_of(each: Process, account: str) -> dict[str, str]:
+    given = await call(each, "GetCredential", pb.GetCredentialRequest(account_id=account))
+    return {h.name: h.value for h in given.headers}
 
 
 async def call(each: Process, method: str, request: Any) -> Any:
@@ -182,7 +192,7 @@ async def test_a_thousand_waiters_on_two_refreshers_cause_one_refresh(tmp_path: 
             rpc.connect(RoomSettings(shared_secret=SECRET), two.address) as second,
         ):
             stubs: list[Any] = [TokenRefresherStub(first), TokenRefresherStub(second)]
-            answers = await asyncio.gather(*(stubs[n % 2].GetCredential(request, timeout=30) for n in range(1000)))
+            answers = await asyncio.gather(*(stubs[n % 2].GetCredential(request, timeout=100) for n in range(1000)))
         assert len({answer.version for answer in answers} - {given.version}) == 1
         assert given.version not in {answer.version for answer in answers}
         assert len(sim.truth(path=TOKEN_PATH)) - before == 1
