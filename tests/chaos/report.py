@@ -18,7 +18,7 @@ def table(storm: Storm, verdict: Verdict) -> str:
         f"quiet after {verdict.quiet_s:.1f} s",
         f"provider received {counts['received']}, ledger holds {counts['attempts']} attempts: {counts['exact']} equal to the token, "
         f"{counts['within bounds']} within what can be known, {counts['unsent']} never sent; "
-        f"{counts['limits nearly or wholly used']} limits nearly or wholly used",
+        f"{counts['limits nearly or wholly used']} limits nearly or wholly used, {counts['refreshes']} refreshes of a grant",
         "callers saw  " + ", ".join(f"{name.removeprefix('saw ')} {n}" for name, n in _most(counts, "saw ")),
         "ledger says  " + ", ".join(f"{name.removeprefix('ledger ')} {n}" for name, n in _most(counts, "ledger ")),
         "",

@@ -34,7 +34,12 @@ from tests.support.rig import MANY, redis_command
 from tests.support.sim import Simulator
 
 API_KEY = "sk-ant-chaos-account-key-nobody-may-see-"
-WELL, ILL, TIGHT = "abcd", "ef", "g"     # never ill; ill now and then; with a provider's limit that is soon reached
+# Never ill; ill now and then; with a provider's limit that is soon reached; with a grant that is renewed all the time.
+WELL, ILL, TIGHT, GRANTED = "abcd", "ef", "g", "o"
+REFRESH_TOKEN = "sk-ant-ort-chaos-seed-nobody-may-see"
+CLIENT_SECRET = "chaos-client-secret-nobody-may-see"
+ACCESS_S = 15           # how long an access token is valid
+REUSE_GRACE_S = 120     # how long the provider forgives a token whose answer was lost
 PROMPT = "The-prompt-of-the-storm-that-nobody-may-read"
 CALLERS = 14
 TIMEOUTS = {
@@ -103,11 +108,24 @@ class Storm:
         names = [*WELL, *ILL, *TIGHT]
         accounts: list[dict[str, Any]] = [{"name": name, "key": API_KEY + name} for name in names]
         accounts[-1] |= {"limits": {"requests": 40, "output_tokens": 4000}, "per_s": 20}
-        self.sim = Simulator({"accounts": accounts, "settings": {"seed": seed}}).start()
+        grants = {
+            "clients": [{"id": "chaos", "secret": CLIENT_SECRET}], "expires_in": ACCESS_S, "reuse_grace_s": REUSE_GRACE_S,
+            "grants": [{"account": GRANTED, "client_id": "chaos", "refresh_token": REFRESH_TOKEN}],
+        }
+        self.sim = Simulator({
+            "accounts": [*accounts, {"name": GRANTED}], "settings": {"seed": seed}, "oauth": grants,
+        }).start()
         documents = [document for name in names for document in (
             secret(name, **{"api-key": API_KEY + name}), account(name, self.sim.url))]
+        documents += [
+            secret(GRANTED, **{"refresh-token": REFRESH_TOKEN, "client-secret": CLIENT_SECRET}),
+            account(GRANTED, self.sim.url, credential={"oauth": {
+                "tokenURL": self.sim.url + "/oauth/token", "clientID": "chaos",
+                "clientSecretRef": {"name": GRANTED, "key": "client-secret"},
+                "refreshTokenRef": {"name": GRANTED, "key": "refresh-token"}}}),
+        ]
         documents.append(pool(
-            "default", names, timeouts=TIMEOUTS, failover={"maxAttempts": MAX_ATTEMPTS}, queue={"maxWait": "2s"}))
+            "default", [*names, GRANTED], timeouts=TIMEOUTS, failover={"maxAttempts": MAX_ATTEMPTS}, queue={"maxWait": "2s"}))
         for key in self.keys:
             documents += [secret(key.name, **{"relay-key": key.text}), relay_key(key.name, **key.spec)]
         self.instance = Instance(

@@ -13,7 +13,19 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from tests.chaos.storm import API_KEY, MAX_ATTEMPTS, MAX_TOKENS, PROMPT, SLOTS, Call, Key, Storm, Struck
+from tests.chaos.storm import (
+    API_KEY,
+    CLIENT_SECRET,
+    MAX_ATTEMPTS,
+    MAX_TOKENS,
+    PROMPT,
+    REFRESH_TOKEN,
+    SLOTS,
+    Call,
+    Key,
+    Storm,
+    Struck,
+)
 from tests.support import compare
 from tests.support.load import Seen
 from tests.support.rig import OUTAGE, SERVICE_LIMIT_S
@@ -186,10 +198,16 @@ def _most_at_once(rows: list[Row]) -> int:
 
 
 def _grants(verdict: Verdict, storm: Storm) -> None:
+    """A grant is usable, and a spent token was sent again at most once for each refresher that died or stood still."""
     for account in storm.instance.json("accounts", "list"):
         valid = next((c for c in account["conditions"] if c["type"] == "CredentialValid"), {"status": "missing"})
         if valid["status"] != "True":
             verdict.note(3, f"account {account['name']}: credential {valid}")
+    lost = sum("token-refresher" in struck.blow.kind or "connections to the provider" in struck.blow.kind for struck in storm.struck)
+    for grant in storm.sim.grants():
+        verdict.counts["refreshes"] += grant["refreshes"]
+        if grant["revoked"] or grant["reuses"] > lost:
+            verdict.note(3, f"{grant['reuses']} spent tokens were sent again, {lost} answers may have been lost: {grant['revoked']}")
 
 
 # ---------------------------------------------------------------------------------------------- 4
@@ -224,7 +242,9 @@ def _overlaps(seen: Seen, struck: Struck, slack_s: float) -> bool:
 
 
 def _secrets(verdict: Verdict, storm: Storm) -> None:
-    secrets = [API_KEY, PROMPT, *(key.text for key in storm.keys)]
+    secrets = [API_KEY, PROMPT, REFRESH_TOKEN, CLIENT_SECRET, *(key.text for key in storm.keys)]
+    secrets += [token for grant in storm.sim.grants() for token in (grant["current"], *grant["spent"])]
+    secrets += storm.sim.call("GET", "oauth")["access_tokens"]
     places = {"the logs": "".join(storm.instance.log).encode(), "the metrics": storm.instance.metrics().encode()}
     for path in storm.instance.data.rglob("*"):
         if path.is_file() and not path.is_socket():

@@ -199,6 +199,8 @@ class Instance:
         if elapsed_s < max(_UNUSABLE_AFTER_S, self._silent_until_s + _CONNECTED_AFTER_S):
             return
         for name, missing in lacking:
+            if not missing:
+                continue    # it has become ready this moment
             raise StartupError(name, "; ".join(f"{need}: {why}" for need, why in missing.items()))
         if self._watcher is not None and self._watcher.failure:
             raise StartupError("documents", self._watcher.failure)
