@@ -42,6 +42,7 @@ FLAPS: dict[str, tuple[bool, dict[str, Any]]] = {
     "broken chunking": (True, {"bad_chunk": {"at": "start"}}),
 }
 ILL_S, WELL_S, FLAPPING_S = 2.0, 3.0, 14.0
+SOON = {"connect": "2s", "headers": "2s", "headersUnstreamed": "2s", "firstContent": "1500ms", "idle": "2s", "total": "6s"}
 
 # What ends soon enough is waited for, by a first attempt as by a later one; what does not is refused at once.
 # One that hung or broke off is not asked again by the same request (test_faults_table.py).
@@ -57,7 +58,7 @@ LAYOUTS = {
     "stale": Layout(), "counting": Layout(), "denied": Layout("a"), "bounded": Layout("abcde", pool_spec={"failover": {"maxAttempts": 4}}),
     "refuse": Layout(pool_spec={"affinity": {"mode": "Session", "onUnavailable": "Refuse"}}),
     **{f"waits{number}": Layout("a", pool_spec={"queue": {"maxWait": "6s"}}) for number in range(len(SHORT) + 1)},
-    **{f"flap{number}": Layout() for number in range(len(FLAPS))},
+    **{f"flap{number}": Layout(pool_spec={"timeouts": SOON}) for number in range(len(FLAPS))},
 }
 
 

@@ -114,17 +114,17 @@ def stalled(reason: str) -> Try:
 
 FAULTS: dict[str, Fault] = {
     # ------------------------------------------------------------------ the account's limits
-    "429 with retry-after": Fault(status(429, retry_after=30), (LIMITED,), "pool_limited", then="Limited"),
+    "429 with retry-after": Fault(status(429, retry_after=600), (LIMITED,), "pool_limited", then="Limited"),
     "429 without retry-after": Fault(status(429), (LIMITED,), "pool_limited", then="Limited", brief=True),
-    "429 with retry-after-ms": Fault(status(429, headers={"retry-after-ms": "30000"}), (LIMITED,), "pool_limited", then="Limited"),
+    "429 with retry-after-ms": Fault(status(429, headers={"retry-after-ms": "600000"}), (LIMITED,), "pool_limited", then="Limited"),
     "429 until a date": Fault(
         status(429, retry_after="Fri, 01 Jan 2100 00:00:00 GMT"), (LIMITED,), "pool_limited", then="Limited"),
     "429 while ramping up": Fault(
-        status(429, retry_after=30, error_code="ramp_limit_exceeded"), (LIMITED,), "pool_limited", then="Limited"),
+        status(429, retry_after=600, error_code="ramp_limit_exceeded"), (LIMITED,), "pool_limited", then="Limited"),
     "429 at the month's spend": Fault(status(429, error_code="enforced_spend_limit_reached"), (LIMITED,), "pool_limited", then="Limited"),
     "429 without an envelope": Fault(
         status(429, body="slow down", content_type="text/plain"), (LIMITED,), "pool_limited", then="Limited", brief=True),
-    "429 once": Fault(status(429, retry_after=30), (LIMITED,), "pool_limited", then="Limited", times=1),
+    "429 once": Fault(status(429, retry_after=600), (LIMITED,), "pool_limited", then="Limited", times=1),
     # ------------------------------------------------------------------ the provider fails
     "500 once": Fault(status(500), (SERVER, OK), WHOLE, elsewhere=False, times=1),
     "500 lasting": before_content(status(500), SERVER, SERVER, told=VERBATIM),
@@ -149,7 +149,7 @@ FAULTS: dict[str, Fault] = {
     "closed before the head, lasting": before_content({"drop": "close"}, RESET, RESET, told="upstream_failed", then="Unreachable"),
     "half-closed before the head": before_content({"drop": "half_close"}, RESET, RESET, told="upstream_failed", then="Unreachable"),
     "accepted, then silence": before_content({"drop": "silence"}, silent("headers_timeout"), told="upstream_timeout"),
-    "a head that trickles": before_content({"header_line_delay_s": 1.5}, silent("headers_timeout"), told="upstream_timeout"),
+    "a head that trickles": before_content({"header_line_delay_s": 2.5}, silent("headers_timeout"), told="upstream_timeout"),
     # ------------------------------------------------------------------ a head, and no first content
     "head, then silence, streamed": before_content(
         {"stall": {"at": "start"}}, stalled("first_content_timeout"), told="upstream_timeout", streamed=STREAMED),
@@ -358,7 +358,7 @@ def played(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
                 stand.script("a", *[fault.meets] * fault.times, standing=None if fault.times else fault.meets)
             begun[case] = stand.begin(load, fault.prompt, stream=case.streamed, max_tokens=8192)
             time.sleep(PAUSE_S)
-        seen = {case: future.result(60) for case, future in begun.items()}
+        seen = {case: future.result(90) for case, future in begun.items()}
         accounts = {row["name"]: row for row in stands.instance.json("accounts", "list")}
         yield Played(stands, seen, stands.truth(), stands.rows(list(seen.values())), accounts)
 

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 SIGNALBOX = str(Path(sys.executable).parent / "signalbox")
-START_LIMIT_S = 60.0
+START_LIMIT_S = 120.0
 STOP_LIMIT_S = 60.0
 
 
