@@ -108,8 +108,9 @@ def test_secrets_are_for_operator_and_token_refresher_alone(installed: Cluster, 
 
 
 def upgrade(cluster: Cluster) -> None:
-    """Roll every room that may roll without a pause: gateways, schedulers, usage."""
-    changed = [f"--set={room}.podAnnotations.rolled={time.time_ns()}" for room in ("gateway", "scheduler", "usage", "operator")]
+    """Roll every room."""
+    rooms = ("gateway", "scheduler", "tokenRefresher", "usage", "operator")
+    changed = [f"--set-string={room}.podAnnotations.rolled={time.time_ns()}" for room in rooms]
     cluster.helm("upgrade", "signalbox", str(CHART), *VALUES, *changed, "--wait", f"--timeout={WAIT}")
 
 
