@@ -19,7 +19,7 @@ from tests.support.sim import Simulator
 
 pytestmark = [pytest.mark.scale, pytest.mark.timeout(1500)]
 
-ACCOUNTS, KEYS = 1_000, 10_000
+ACCOUNTS, KEYS = int(os.environ.get("SCALE_ACCOUNTS", "1000")), int(os.environ.get("SCALE_KEYS", "10000"))
 SERVED_S = 60.0
 MEMORY_MB = 300.0
 

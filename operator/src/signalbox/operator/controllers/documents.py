@@ -77,10 +77,11 @@ class Documents:
         """Take deleted keys out of the registry at once; a pass over ten thousand of them takes a second or two."""
         while True:
             await asyncio.sleep(_DEBOUNCE_S)
-            if not self._board.withdrawn or self._board.superseded or self._registry is None:
+            if not self._board.withdrawn or self._board.superseded:
                 continue
             gone, self._board.withdrawn = self._board.withdrawn, []
-            known = [i for i in dict.fromkeys(gone) if (i.kind, i.id) in self._registry and self._is_gone(i)]
+            there = self._registry  # None: not known, and to delete what is not there is no error
+            known = [i for i in dict.fromkeys(gone) if self._is_gone(i) and (there is None or (i.kind, i.id) in there)]
             try:
                 await self._act([DeleteObject(i.kind, i.id) for i in known])
             except SignalboxError as e:
