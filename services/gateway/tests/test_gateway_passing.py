@@ -156,15 +156,16 @@ def test_nothing_is_skimmed_before_content_or_inside_a_frame(wire):
     assert reader.skim(chunk) == len(chunk)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stalls", [False, True])
 async def test_silence_is_noticed_on_the_short_way_and_nothing_else_is_taken_for_it(gate, wire, stalls):
-    gate.scheduler.timeouts.idle = 700
+    gate.scheduler.timeouts.idle = 1500
 
     async def answer(w):
         w.stream_head()
         w.chunk(wire.START + wire.CONTENT)
         for _ in range(8):
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.25)
             w.chunk(wire.DELTA)
         if stalls:
             await w.reader.read()
@@ -182,6 +183,6 @@ async def test_silence_is_noticed_on_the_short_way_and_nothing_else_is_taken_for
     assert row.outcome == (OUTCOME_TIMEOUT if stalls else OUTCOME_OK)
     assert (b"upstream_truncated" in reply.body) == stalls
     assert row.usage.output_tokens == (9 * 6 // 3 if stalls else 7)
-    assert not stalls or 1.6 + 0.7 <= took_s < 1.6 + 0.7 + 2
+    assert not stalls or 2.0 + 1.5 <= took_s < 2.0 + 1.5 + 2
     [lease] = gate.scheduler.tracked
     assert (lease.output_tokens, lease.usage.input_tokens, lease.served_model) == (18, 10, "claude-sonnet-5-5-20260901")
