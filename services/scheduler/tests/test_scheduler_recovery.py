@@ -331,6 +331,24 @@ async def test_an_orphan_is_charged_as_the_ledger_bills_it(stage, make):
     assert [e.outcome for e in stage.ledger.events] == [OUTCOME_ORPHANED]
 
 
+async def test_a_lease_granted_again_after_its_request_was_served_counts_for_nothing(stage, make):
+    """A scheduler that stood still with an admission in hand goes on when another has granted, and it was settled."""
+    stub = await serving(stage, make, limits=[make.limit("Day", requests=10, tokens=1000)])
+    request = make.ask("ada", stream=True)
+    first = (await stub.Admit(request, timeout=5)).grant
+    await stub.Settle(make.ended(first, usage={"input_tokens": 40, "output_tokens": 7}), timeout=5)
+    await asyncio.sleep(0.01)
+    again = (await stub.Admit(request, timeout=5)).grant
+    assert again.admitted_at_ms > first.admitted_at_ms
+    stage.ledger.rows = [up.LedgerRow(
+        request_id=request.request_id, attempt=1, usage=TokenUsage(input_tokens=40, output_tokens=7),
+        admitted_at_ms=first.admitted_at_ms,
+    )]
+    expire(stage, again.lease_id)
+    limit = (await until_free(stub, make)).limits[0]
+    assert (limit.requests.used, limit.tokens.used, limit.tokens.reserved) == (1, 47, 0)
+
+
 async def test_a_renewed_lease_is_not_reaped(stage, make):
     stub = await serving(stage, make, concurrency=1)
     grant = (await stub.Admit(make.ask("ada"), timeout=5)).grant

@@ -89,7 +89,7 @@ class Reaper:
             operations: list[Operation] = []
             for reap, event in orphans:
                 row = (await self._usage.attempts(event.request_id)).get(event.attempt)
-                operations.append((as_billed(reap, row) if row is not None else reap, b"", b""))
+                operations.append((as_billed(reap, event, row) if row is not None else reap, b"", b""))
         except Unavailable as e:
             self._unheard_s = self._unheard_s or time.monotonic()
             if time.monotonic() - self._unheard_s < _LEDGER_WAIT_S:

@@ -98,8 +98,14 @@ def orphan(view: View, lease: str, token: bytes, last_beat: bytes, now_ms: int) 
     return Reap(id=lease, tokens=taken + given, cost=cost, input=taken, output=given), event
 
 
-def as_billed(operation: Reap, row: LedgerRow) -> Reap:
-    """Charge what the ledger bills: a dead gateway's journal may have told it more than its heartbeats told here."""
+def as_billed(operation: Reap, event: AttemptEvent, row: LedgerRow) -> Reap:
+    """Charge what the ledger bills: a dead gateway's journal may have told it more than its heartbeats told here.
+
+    A row that was admitted at another time is another lease's of the same name: this one was granted again, by a
+    scheduler that had stood still, when its request had been served already. Nothing was done under it.
+    """
+    if row.admitted_at_ms and row.admitted_at_ms != event.admitted_at_ms:
+        return msgspec.structs.replace(operation, tokens=0, cost=0, input=0, output=0, unused=1)
     taken, given = billed_tokens(row.usage)
     return msgspec.structs.replace(
         operation, tokens=taken + given, cost=row.cost_nano_usd, input=taken, output=given,
