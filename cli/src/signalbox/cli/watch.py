@@ -169,14 +169,14 @@ class Watcher:
                 return
 
     async def _watch_credentials(self) -> None:
-        """Ask for a pass when a credential that was gone is there again, or when we may have missed that."""
+        """Ask for a pass when an account has a credential that it had not before, or when we may have missed that."""
         while True:
-            gone: set[str] = set()
+            there: set[str] = set()
             async for event in self._rooms.watch_credentials():
                 if event.type == CredentialEvent.REMOVED:
-                    gone.add(event.account_id)
-                elif event.type == CredentialEvent.SYNCED or event.account_id in gone:
-                    gone.discard(event.account_id)
+                    there.discard(event.account_id)
+                elif event.type == CredentialEvent.SYNCED or event.account_id not in there:
+                    there.add(event.account_id)
                     self.trigger()
             await asyncio.sleep(_REWATCH_S)
 
