@@ -34,9 +34,12 @@ class Live:
         self._some_asked = asyncio.Event()
 
     async def keep_watching(self) -> None:
-        """Follow the registry's watch; it begins with everything."""
+        """Follow the registry's watch; it begins with everything.
+
+        It has no heartbeat, for it may rightly be silent for hours: gRPC's keep-alive tells when it is dead, and
+        what it missed is counted once a minute anyway.
+        """
         while True:
-            self._metrics.beat("registry_watch")
             synced = False
             async for event in self._rooms.watch_objects():
                 if event.type == ObjectEvent.SYNCED:
