@@ -47,6 +47,7 @@ class Deletions:
         in_flight = await self._in_flight(leaving) if leaving else {}
         now = datetime.now(UTC)
         for seen in accounts:
+            self._metrics.beat("deletions")
             try:
                 await self._take(step(seen, in_flight.get(seen.identity.id), now=now, limit=self._limit), seen)
             except Refused as e:
