@@ -28,8 +28,11 @@ from signalbox.rooms.client import Rooms
 _UNUSABLE_AFTER_S = 9.0
 # A process that does not even answer yet is only slow: a busy machine takes its time to import.
 _SLOW_AFTER_S = 60.0
-# After the last process began to answer: what its neighbours need to find it.
-_CONNECTED_AFTER_S = 3.0
+# After the last process began to answer: what its neighbours need to find it, and the scheduler to rebuild its
+# counters, for which it waits five seconds for the gateways' journals.
+_CONNECTED_AFTER_S = 10.0
+# From here on it is noted who is silent.
+_LISTENING_FROM_S = 6.0
 _GRACE_MARGIN_S = 3.0
 _ABORT_GRACE_S = 0.5
 _POLL_S = 0.05
@@ -180,7 +183,7 @@ class Instance:
             for kept in self._kept:
                 if kept.died.done():
                     raise StartupError(kept.spec.name, kept.died.result())
-            if self._elapsed_s() > _UNUSABLE_AFTER_S - _CONNECTED_AFTER_S:  # who is silent from here on is noted
+            if self._elapsed_s() > _LISTENING_FROM_S:
                 await self._give_up_if_unusable()
             await asyncio.sleep(_POLL_S)
         return True
