@@ -353,7 +353,7 @@ ERROR = frame("error", error={"type": "overloaded_error", "message": "Overloaded
 class Gate:
     """A running gateway without its neighbours."""
 
-    def __init__(self, settings: GatewaySettings) -> None:
+    def __init__(self, settings: GatewaySettings, traces: Any = None) -> None:
         self.settings = settings
         self.scheduler = FakeScheduler()
         self.credentials = FakeCredentials()
@@ -368,7 +368,7 @@ class Gate:
         )
         self.relay = RequestRelay(
             clock=self.clock, scheduler=self.scheduler, credentials=self.credentials, journal=self.journal,
-            keys=self.keys, sender=self.sender, metrics=Metrics(), secret=settings.secret,
+            keys=self.keys, sender=self.sender, metrics=Metrics(), secret=settings.secret, traces=traces,
         )
         self.providers: list[Provider] = []
         self.readiness = Readiness("scheduler")
@@ -434,9 +434,15 @@ def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> d
 
 
 @pytest.fixture
-async def gate(request: pytest.FixtureRequest) -> AsyncIterator[Gate]:
+def traces() -> Any:
+    """Where the gate's traces go: nowhere, unless a module says otherwise."""
+    return None
+
+
+@pytest.fixture
+async def gate(request: pytest.FixtureRequest, traces: Any) -> AsyncIterator[Gate]:
     marker = request.node.get_closest_marker("gateway_settings")
-    running = Gate(gateway_settings(**(marker.kwargs if marker else {})))
+    running = Gate(gateway_settings(**(marker.kwargs if marker else {})), traces)
     await running.start()
     yield running
     await running.stop()

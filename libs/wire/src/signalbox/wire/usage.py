@@ -47,6 +47,7 @@ class MessageUsage(NamedTuple):
 
     usage: Usage
     model: str
+    stop_reason: str = ""
 
 
 class UsageMeter:
@@ -98,7 +99,7 @@ def usage_of_message(body: bytes) -> MessageUsage | None:
         return _usage_of_odd_message(body)
     told = parsed.usage
     if told is None:
-        return MessageUsage(Usage(), parsed.model or "")
+        return MessageUsage(Usage(), parsed.model or "", parsed.stop_reason or "")
     if told.iterations:
         return _usage_of_odd_message(body)
     short, long = told.writes()
@@ -109,7 +110,7 @@ def usage_of_message(body: bytes) -> MessageUsage | None:
             (tools.web_search_requests or 0) if tools is not None else 0, told.service_tier or "",
             told.inference_geo or "", told.speed or "",
         ),
-        parsed.model or "",
+        parsed.model or "", parsed.stop_reason or "",
     )
 
 
@@ -151,9 +152,10 @@ class _Told(msgspec.Struct):
 
 
 class _Message(msgspec.Struct):
-    """The two fields of a Message that matter here; the rest is skipped without being built."""
+    """The fields of a Message that matter here; the rest is skipped without being built."""
 
     model: str | None = None
+    stop_reason: str | None = None
     usage: _Told | None = None
 
 
@@ -161,21 +163,19 @@ _message_decoder = msgspec.json.Decoder(_Message)
 
 
 def _usage_of_odd_message(body: bytes) -> MessageUsage | None:
-    """Read what can be read where `model` or `usage` are other than they should be."""
+    """Read what can be read where some field is other than it should be."""
     try:
         parsed = msgspec.json.decode(body)
     except (ValueError, RecursionError):
         return None
     if not isinstance(parsed, dict):
         return None
-    usage, model = parsed.get("usage"), parsed.get("model")
-    name = model if isinstance(model, str) else ""
-    return _message_usage(usage if isinstance(usage, dict) else {}, name)
-
-
-def _message_usage(reported: dict[str, Any], named: str) -> MessageUsage:
-    model = serving_model(reported, named)
-    return MessageUsage(parse_usage(reported, model), model)
+    usage, named, stop_reason = parsed.get("usage"), parsed.get("model"), parsed.get("stop_reason")
+    reported = usage if isinstance(usage, dict) else {}
+    model = serving_model(reported, named if isinstance(named, str) else "")
+    return MessageUsage(
+        parse_usage(reported, model), model, stop_reason if isinstance(stop_reason, str) else "",
+    )
 
 
 def parse_usage(reported: dict[str, Any], model: str) -> Usage:

@@ -8,6 +8,7 @@ from signalbox.core import ids, logs, rpc
 from signalbox.core.clock import SystemClock
 from signalbox.core.grpc_stream import Endpoint
 from signalbox.core.telemetry import Readiness, TelemetryServer
+from signalbox.core.tracing import Tracing
 from signalbox.gateway.adapters.credentials import CredentialCache
 from signalbox.gateway.adapters.journal_delivery import JournalDelivery
 from signalbox.gateway.adapters.model_lists import ModelLists
@@ -21,6 +22,7 @@ from signalbox.gateway.api.relay import RequestRelay
 from signalbox.gateway.api.sender import Sender
 from signalbox.gateway.api.server import PublicServer
 from signalbox.gateway.domain.buffers import Buffers
+from signalbox.gateway.domain.ports import Traces
 from signalbox.gateway.metrics import BUFFERED, Metrics
 from signalbox.gateway.settings import GatewaySettings
 
@@ -31,6 +33,7 @@ READINESS_EVERY_S = 0.2
 CUT_GRACE_S = 1.0          # for callers to take the last bytes of streams that were cut
 DELIVERY_LIMIT_S = 5.0
 FOLLOW_UP_S = 5.0
+TRACES_LIMIT_S = 2.0
 
 
 async def main(config: GatewaySettings, stop: asyncio.Event) -> None:
@@ -76,9 +79,10 @@ class Gateway:
         )
         metrics = Metrics()
         REGISTRY.register(metrics)
+        self.tracing = Tracing(ROOM, gateway_id, config.traces_url) if config.traces_url else None
         relay = RequestRelay(
             clock=clock, scheduler=self.session, credentials=self.credentials, journal=journal, keys=keys,
-            sender=self.sender, metrics=metrics, secret=config.secret,
+            sender=self.sender, metrics=metrics, secret=config.secret, traces=_traces(self.tracing),
         )
         routes = CallerRoutes(
             clock=clock, keys=keys, journal=journal, models=self.models, reports=UsageReports(usage),
@@ -108,6 +112,8 @@ class Gateway:
                 await self.public.stop(CUT_GRACE_S)
         await self.session.close(FOLLOW_UP_S)
         await self.delivery.close(DELIVERY_LIMIT_S)
+        if self.tracing is not None:
+            await self.tracing.close(TRACES_LIMIT_S)
         await self.credentials.close()
         self.pool.close()
         if self._watching is not None:
@@ -130,3 +136,11 @@ class Gateway:
             self.readiness.ok(need)
         else:
             self.readiness.missing(need, "not connected")
+
+
+def _traces(tracing: Tracing | None) -> Traces | None:
+    if tracing is None:
+        return None
+    from signalbox.gateway.spans import Spans  # noqa: PLC0415  # costs nothing where nobody wants traces
+
+    return Spans(tracing.tracer())

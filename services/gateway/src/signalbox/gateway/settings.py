@@ -2,7 +2,8 @@
 
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import NoDecode, SettingsConfigDict
@@ -11,6 +12,7 @@ from signalbox.core.settings import Address, RoomSettings
 
 MIB = 1 << 20
 _MAX_PORT = 65535
+DEFAULT_COLLECTOR = "http://localhost:4318"
 
 
 def _listen(value: str) -> str:
@@ -31,7 +33,15 @@ def _networks(value: object) -> object:
     return tuple(ip_network(part) if isinstance(part, str) else part for part in parts)
 
 
+def _collector(value: str) -> str:
+    url = urlsplit(value)
+    if value and (url.scheme not in ("http", "https") or not url.hostname or "@" in url.netloc or url.query):
+        raise ValueError("must be http(s)://HOST[:PORT][/PATH]; secrets belong into OTEL_EXPORTER_OTLP_HEADERS")
+    return value
+
+
 Addresses = Annotated[tuple[Address, ...], NoDecode, BeforeValidator(_split)]
+Collector = Annotated[str, AfterValidator(_collector)]
 Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode, BeforeValidator(_networks)]
 
 
@@ -111,3 +121,24 @@ class GatewaySettings(RoomSettings):
         description="Idle provider connections kept for one account. More save handshakes after bursts, and cost file "
         "descriptors.",
     )
+    traces_exporter: Literal["", "otlp", "none"] = Field(
+        "", validation_alias="OTEL_TRACES_EXPORTER",
+        description="otlp: traces are sent, by OTLP over HTTP (protobuf); none: never. Empty: where an endpoint is "
+        "named below. OpenTelemetry's other variables for sampling, batches, headers and certificates hold too.",
+    )
+    otlp_endpoint: Collector = Field(
+        "", validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT",
+        description="The collector, such as http://collector:4318; traces go to /v1/traces there.",
+    )
+    otlp_traces_endpoint: Collector = Field(
+        "", validation_alias="OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+        description="Where traces go, path and all, if not below the collector's URL.",
+    )
+
+    @property
+    def traces_url(self) -> str:
+        """Where traces are sent; empty: nobody wants any."""
+        wanted = self.traces_exporter or self.otlp_endpoint or self.otlp_traces_endpoint
+        if not wanted or wanted == "none":
+            return ""
+        return self.otlp_traces_endpoint or (self.otlp_endpoint or DEFAULT_COLLECTOR).rstrip("/") + "/v1/traces"

@@ -99,6 +99,7 @@ class Exchange:
         self._head: bytes | None = None
         self.chunked = False
         self.started = False
+        self.status = 0      # none yet
         self.response_complete = False
 
     # ---------------------------------------------------------------- the request's body
@@ -215,6 +216,7 @@ class Exchange:
     def start(self, status: int, headers: Iterable[Header], length: int | None) -> None:
         """Begin the answer; its head leaves with the first bytes. `length` None: as many bytes as come."""
         self.started = True
+        self.status = status
         parts = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
         for name, value in headers:
             parts += (name, b": ", value, b"\r\n")

@@ -5,7 +5,6 @@ What an attempt means is decided in domain/; how one is carried out is the sende
 
 import asyncio
 from collections.abc import Awaitable
-from typing import TypeVar
 
 from signalbox.core import logs
 from signalbox.core.clock import Clock
@@ -26,6 +25,7 @@ from signalbox.gateway.domain.ports import (
     JournalUnwritable,
     Scheduler,
     SchedulerUnavailable,
+    Traces,
 )
 from signalbox.gateway.domain.refusal import Refusal, from_answer, scheduler_unavailable
 from signalbox.gateway.domain.request import Course, Next, Verbatim
@@ -36,15 +36,13 @@ from signalbox.wire.request import RequestInvalid, read_request
 
 log = logs.logger(__name__)
 
-T = TypeVar("T")
-
 
 class RequestRelay:
     """Implements protocol.Relay. Belongs to one event loop."""
 
     def __init__(
         self, *, clock: Clock, scheduler: Scheduler, credentials: Credentials, journal: Journal, keys: KeyCheck,
-        sender: Sender, metrics: Metrics, secret: bytes,
+        sender: Sender, metrics: Metrics, secret: bytes, traces: Traces | None = None,
     ) -> None:
         self._clock = clock
         self._scheduler = scheduler
@@ -53,6 +51,7 @@ class RequestRelay:
         self._keys = keys
         self._sender = sender
         self._metrics = metrics
+        self._traces = traces
         self._session_secret = session_secret(secret)
         self._limits = LimitNews()
 
@@ -61,6 +60,8 @@ class RequestRelay:
         order = Order(exchange.request_id, exchange.route)
         self._metrics.request_began()
         try:
+            if self._traces is not None:
+                order.trace = self._traces.begin(order.request_id, order.route, exchange.caller.fields)
             await self._serve(exchange, order)
         except Refusal as refusal:
             self._refuse(exchange, order, refusal)
@@ -75,6 +76,8 @@ class RequestRelay:
         finally:
             exchange.release_body()
             self._metrics.request_ended(order, self._clock.monotonic_s() - exchange.started_s)
+            if order.trace is not None:
+                order.trace.end(order.outcome, exchange.status, order.attempts)
 
     def _refuse(self, exchange: Exchange, order: Order, refusal: Refusal) -> None:
         order.outcome = refusal.code
@@ -97,7 +100,7 @@ class RequestRelay:
             raise Refusal("request_invalid", e.message, key_id=order.key_id, owner=order.owner) from e
         admission = order.admission(exchange.body, self._session_secret)
         try:
-            answer = await self._ask(exchange, self._scheduler.admit(admission))
+            answer = await self._ask(exchange, order, self._scheduler.admit(admission))
         except SchedulerUnavailable as e:
             raise scheduler_unavailable() from e
         if answer.HasField("denial"):
@@ -109,16 +112,21 @@ class RequestRelay:
         order.key_id, order.owner = answer.grant.key_id, answer.grant.owner
         await self._relay(exchange, order, answer)
 
-    async def _ask(self, exchange: Exchange, asking: Awaitable[T]) -> T:
+    async def _ask(self, exchange: Exchange, order: Order, asking: Awaitable[AdmitResponse]) -> AdmitResponse:
         """Wait for the scheduler unless the caller hangs up; a grant that comes too late is given back."""
         pending = asking if isinstance(asking, asyncio.Future) else asyncio.ensure_future(asking)
         exchange.on_gone = pending.cancel
         if exchange.gone:
             pending.cancel()
+        asked_s = self._clock.monotonic_s()
+        answer = None
         try:
-            return await pending
+            answer = await pending
         finally:
             exchange.on_gone = None
+            if order.trace is not None:
+                order.trace.asked(self._clock.monotonic_s() - asked_s, answer)
+        return answer
 
     # ---------------------------------------------------------------- attempts
 
@@ -141,7 +149,7 @@ class RequestRelay:
                 self._tell(exchange, order, course, ending, None)
                 return
             self._metrics.failover(ending)
-            answer = await self._retry(exchange, settle, following, grant)
+            answer = await self._retry(exchange, order, settle, following, grant)
             if answer.HasField("denial"):
                 self._journal.deny(records.no_further_attempt(order, answer, self._clock.now_ms()))
                 self._tell(exchange, order, course, ending, answer)
@@ -161,6 +169,8 @@ class RequestRelay:
             self._scheduler.settle(records.unsent(grant))
             raise
         self._metrics.attempt_ended(grant.account_id, ending)
+        if order.trace is not None:
+            order.trace.attempted(grant, ending)
         order.provider_s += ending.took_s
         if ending.first_content_s is not None:
             order.first_content_s = ending.first_content_s - exchange.started_s
@@ -175,12 +185,12 @@ class RequestRelay:
         return following
 
     async def _retry(
-        self, exchange: Exchange, settle: SettleRequest, following: Next, grant: Grant,
+        self, exchange: Exchange, order: Order, settle: SettleRequest, following: Next, grant: Grant,
     ) -> AdmitResponse:
         settle.more_attempts = True
         retry = RetryRequest(failed=settle, same_account=following.same_account, waited_ms=grant.waited_ms)
         try:
-            return await self._ask(exchange, self._scheduler.retry(retry))
+            return await self._ask(exchange, order, self._scheduler.retry(retry))
         except (SchedulerUnavailable, asyncio.CancelledError) as e:
             final = SettleRequest()
             final.CopyFrom(settle)

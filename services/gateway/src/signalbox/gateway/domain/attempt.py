@@ -242,6 +242,7 @@ class Attempt:
             OUTCOME_OK, status=head.status, committed=True, had_content=self._counted, head=head,
             usage=token_usage(found.usage) if found is not None and billed else None,
             served_model=found.model if found is not None and billed else "",
+            stop_reason=found.stop_reason if found is not None else "",
         )
         return Step(head, body, Finish.WHOLE)
 
@@ -339,6 +340,7 @@ class Attempt:
             ending.had_content = True
         if self._reader is not None:
             ending.served_model = self._reader.model
+            ending.stop_reason = self._reader.stop_reason
         self.ending = ending
         return Step(finish=finish)
 

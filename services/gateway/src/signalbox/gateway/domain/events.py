@@ -87,6 +87,7 @@ class Ending:
     had_content: bool = False
     usage: TokenUsage | None = None
     served_model: str = ""
+    stop_reason: str = ""                   # why the model ended, where it said so
     estimated: bool = False
     trouble: Trouble | None = None          # why it failed before the commit point
     verdict: Verdict | None = None

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from signalbox.gateway.domain.caller import session_digest
+from signalbox.gateway.domain.ports import Trace
 from signalbox.v1.scheduler_pb2 import AdmitRequest, InspectRequest
 from signalbox.wire.clients import session_of
 from signalbox.wire.request import RequestFacts, conversation_seed
@@ -26,6 +27,7 @@ class Order:
     attempts: int = 0
     repinned: bool = False
     limit_headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    trace: Trace | None = field(default=None, repr=False)    # None unless an operator wants traces
     # for the metrics
     outcome: str = "ok"
     first_content_s: float | None = None    # since the request's head

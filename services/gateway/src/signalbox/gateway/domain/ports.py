@@ -3,16 +3,18 @@
 Adapters implement these; tests give real ones over sockets. Errors are part of the contract stated here.
 """
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from signalbox.core.errors import SignalboxError
+from signalbox.gateway.domain.events import Ending
 from signalbox.gateway.domain.usage import token_usage
 from signalbox.v1.common_pb2 import TokenUsage
 from signalbox.v1.scheduler_pb2 import (
     AdmitRequest,
     AdmitResponse,
+    Grant,
     InspectRequest,
     InspectResponse,
     RetryRequest,
@@ -130,4 +132,28 @@ class Journal(Protocol):
 
     def deny(self, event: AttemptEvent) -> None:
         """Record a refusal (attempt 0), bounded in rate for callers without a key. Never raises."""
+        ...
+
+
+class Trace(Protocol):
+    """One request's trace. Never raises, never blocks."""
+
+    def asked(self, took_s: float, answer: AdmitResponse | None) -> None:
+        """Add that the scheduler was asked for an account; None: no answer came."""
+        ...
+
+    def attempted(self, grant: Grant, ending: Ending) -> None:
+        """Add an attempt that has ended."""
+        ...
+
+    def end(self, outcome: str, status: int, attempts: int) -> None:
+        """Note that the request is over for its caller, who got `status`, 0 for none."""
+        ...
+
+
+class Traces(Protocol):
+    """Where traces go, if an operator wants them."""
+
+    def begin(self, request_id: str, route: str, fields: Mapping[bytes, bytes]) -> Trace:
+        """Begin a request's trace; `fields` are its headers."""
         ...
