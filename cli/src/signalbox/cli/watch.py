@@ -173,12 +173,21 @@ class Watcher:
         while True:
             there: set[str] = set()
             async for event in self._rooms.watch_credentials():
+                account = event.account_id
                 if event.type == CredentialEvent.REMOVED:
-                    there.discard(event.account_id)
-                elif event.type == CredentialEvent.SYNCED or event.account_id not in there:
-                    there.add(event.account_id)
+                    there.discard(account)
+                elif event.type == CredentialEvent.SYNCED or account not in there or await self._healed(account):
+                    there.add(account)
                     self.trigger()
             await asyncio.sleep(_REWATCH_S)
+
+    async def _healed(self, account: str) -> bool:
+        """Whether a new credential ends a fault: one that ran out meanwhile was not told of as removed."""
+        try:
+            grants = await self._rooms.grants([account])
+        except SignalboxError:
+            return True  # a pass finds out
+        return any(grant.healings != self._healings.get(account, 0) for grant in grants.values())
 
     async def _watch_registry(self) -> None:
         """Ask for a pass when the registry lost its content, or when we may have missed that."""
