@@ -7,6 +7,8 @@ being unsynced, not the power. PostgreSQL: its own defaults, with limits on conn
 """
 
 import os
+import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,7 @@ def _sqlite(url: URL, connections: int, begin: str, pragmas: tuple[str, ...]) ->
     @event.listens_for(engine, "connect")
     def on_connect(connection: Any, _: Any) -> None:
         for pragma in (*pragmas, "foreign_keys=ON", "trusted_schema=OFF"):
-            connection.execute(f"PRAGMA {pragma}")
+            _set(connection, pragma)
 
     @event.listens_for(engine, "begin")
     def on_begin(connection: Connection) -> None:
@@ -48,6 +50,20 @@ def _sqlite(url: URL, connections: int, begin: str, pragmas: tuple[str, ...]) ->
         connection.exec_driver_sql(begin)
 
     return engine
+
+
+def _set(connection: Any, pragma: str) -> None:
+    """Set a pragma. SQLite does not wait by itself for others that turn the same new file into a write-ahead one."""
+    end_s = time.monotonic() + LOCK_WAIT_MS / 1000
+    while True:
+        try:
+            connection.execute(f"PRAGMA {pragma}")
+        except sqlite3.OperationalError:
+            if time.monotonic() > end_s:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def _create_private(path: Path) -> None:
