@@ -32,6 +32,7 @@ from tests.support.load import (
 )
 from tests.support.rig import MANY, redis_command
 from tests.support.sim import Simulator
+from tests.support.staged import Staged
 
 API_KEY = "sk-ant-chaos-account-key-nobody-may-see-"
 # Never ill; ill now and then; with a provider's limit that is soon reached; with a grant that is renewed all the time.
@@ -97,7 +98,7 @@ class Call:
     seen: Seen
 
 
-class Storm:
+class Storm(Staged):
     """The relay, its callers and its misfortunes. After `rage`, `calls` and `struck` tell what happened."""
 
     def __init__(self, directory: Path, seed: int, seconds: float) -> None:
@@ -130,22 +131,6 @@ class Storm:
             documents += [secret(key.name, **{"relay-key": key.text}), relay_key(key.name, **key.spec)]
         self.instance = Instance(
             directory, documents, workers=2, schedulers=2, environment={"SIGNALBOX_STOP_GRACE_SECONDS": "5"})
-
-    def __enter__(self) -> "Storm":
-        try:
-            self.instance.start()
-        except BaseException:
-            self.sim.stop()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        try:
-            assert self.instance.stop() == 0
-        finally:
-            self.instance.process.kill()
-            self.sim.stop()
-        assert not self.sim.errors()
 
     def rage(self, say: Callable[[str], None]) -> None:
         """Let the load run and strike every blow; return when all callers have gone."""

@@ -16,6 +16,7 @@ from tests.support.caller import eventually
 from tests.support.instance import Instance, account, pool, relay_key
 from tests.support.load import MESSAGES, MODEL, Load, Seen, message, model_of_its_own
 from tests.support.sim import Simulator
+from tests.support.staged import Staged
 
 # Short, so that silence is soon too long, and long enough for a machine that other tests hold up for seconds.
 TIMEOUTS = {
@@ -82,7 +83,7 @@ class Stand:
         return ""
 
 
-class Stands:
+class Stands(Staged):
     """The simulator and the instance behind all stands. `take` hands out a stand that nobody used."""
 
     def __init__(self, directory: Path, layouts: dict[str, Layout]) -> None:
@@ -114,22 +115,6 @@ class Stands:
         key["spec"]["secretRef"] = {"name": "keys", "key": stand.name}
         usual: dict[str, Any] = {"timeouts": TIMEOUTS, "queue": {"maxWait": BRIEFLY}, "affinity": {"mode": "None"}}
         return [*made, key, pool(stand.name, members, **usual | layout.pool_spec)]
-
-    def __enter__(self) -> "Stands":
-        try:
-            self.instance.start()
-        except BaseException:
-            self.sim.stop()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        try:
-            assert self.instance.stop() == 0
-        finally:
-            self.instance.process.kill()
-            self.sim.stop()
-        assert not self.sim.errors()
 
     def __getitem__(self, name: str) -> Stand:
         return self._stands[name]
