@@ -1,9 +1,11 @@
 """`signalbox keys|accounts|pools ...` against a cluster, with the rights of the person who runs it."""
 
+import itertools
 import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,6 +71,29 @@ def test_a_key_is_made_rotated_and_paused(api: Api, release: Release, sim: Simul
     person("keys", "resume", "eve")
     served(release, rotated["key"])
     assert "exists already" in person("keys", "create", "eve", "--owner", "x", fails=True).stderr
+
+
+def test_a_document_whose_status_keeps_changing_is_changed(
+    api: Api, release: Release, sim: Simulator, ns: str, person: Run,
+) -> None:
+    tenant(api, release, ns, sim.url)
+    done = threading.Event()
+
+    def disturb() -> None:
+        for n in itertools.count():
+            if done.wait(0.005):
+                return
+            api.merge("RelayKey", "ada", {"metadata": {"annotations": {"example.com/n": str(n)}}}, ns)
+
+    disturber = threading.Thread(target=disturb)
+    disturber.start()
+    try:
+        for command, state in (("pause", "Paused"), ("resume", "Active"), ("pause", "Paused")):
+            person("keys", command, "ada")
+            assert api.get("RelayKey", "ada", ns)["spec"].get("state", "Active") == state
+    finally:
+        done.set()
+        disturber.join()
 
 
 def test_a_key_in_a_secret(api: Api, release: Release, sim: Simulator, ns: str, person: Run) -> None:

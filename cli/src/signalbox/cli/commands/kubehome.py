@@ -54,9 +54,7 @@ class KubeHome:
         for name in changes:
             if owner := _foreign_owner(found, name):
                 raise CommandFailed(f"spec.{name} of {identity.id} is managed by {owner}: change it there")
-        version = found["metadata"]["resourceVersion"]
-        body = {"metadata": {"resourceVersion": version}, "spec": dict(changes)}
-        after = self._run(lambda c: c.merge(identity.kind, identity.name, identity.namespace, body))
+        after = self._run(lambda c: _change_spec(c, identity, found, changes))
         self._await_in_force(identity, int(after["metadata"]["generation"]))
 
     def create(self, identity: Identity, spec: Mapping[str, Any], secret: Mapping[str, str] | None) -> None:
@@ -145,6 +143,26 @@ class KubeHome:
             return asyncio.run(connected())
         except Refused as e:
             raise CommandFailed(f"the API server said no: {e.message or e.code}") from e
+
+
+async def _change_spec(cluster: Cluster, identity: Identity, found: Object, changes: Mapping[str, Any]) -> Object:
+    """Change fields of the spec that was found. Statuses may be written meanwhile; the spec must be the same still."""
+    where = (identity.kind, identity.name, identity.namespace)
+    spec = found.get("spec") or {}
+    generation = found["metadata"]["generation"]
+    operations: list[Object] = [{"op": "test", "path": "/metadata/generation", "value": generation}]
+    for name, value in changes.items():
+        if value is not None:
+            operations.append({"op": "add", "path": f"/spec/{name}", "value": value})
+        elif name in spec:
+            operations.append({"op": "remove", "path": f"/spec/{name}"})
+    try:
+        return await cluster.edit(*where, operations)
+    except Refused as e:
+        now = await cluster.get(*where)
+        if now is None or now["metadata"]["generation"] != generation:
+            raise CommandFailed(f"{identity.id} was changed by somebody else meanwhile: try again") from e
+        raise
 
 
 def _foreign_owner(raw: Object, name: str) -> str:

@@ -5,7 +5,7 @@ KUBECONFIG names, or ~/.kube/config. Every call raises Unavailable where the API
 overloaded, Refused with the API's own reason (`NotFound`, `Conflict`, `Forbidden`, `Invalid`, ...) where it says no.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -98,11 +98,11 @@ class Cluster:
                 patch_type=PatchType.APPLY, field_manager=self._manager, force=True,
             ))
 
-    async def merge(self, kind: str, name: str, namespace: str, changes: Mapping[str, Any]) -> Object:
-        """Change fields of an object: null removes one, lists are replaced."""
+    async def edit(self, kind: str, name: str, namespace: str, operations: Sequence[Object]) -> Object:
+        """Carry out the operations of a JSON Patch (RFC 6902), all of them or, where a `test` fails, none."""
         with _own_errors():
             return dict(await self._client.patch(
-                KINDS[kind], name, dict(changes), namespace=namespace, patch_type=PatchType.MERGE,
+                KINDS[kind], name, list(operations), namespace=namespace, patch_type=PatchType.JSON,
                 field_manager=self._manager,
             ))
 
