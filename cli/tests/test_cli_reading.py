@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from signalbox.cli.commands.ledger import story
+from signalbox.cli.commands.ledger import newest, story
 from signalbox.cli.errors import BadUsage
 from signalbox.cli.keyspec import key_spec, parse_limit
 from signalbox.cli.shapes import account_row, explained_row, key_row, pool_row, request_row
@@ -180,3 +180,22 @@ def test_a_story_of_a_denial() -> None:
                            key_id="default/ada", retry_after_ms=3000)
     told = "\n".join(story([explained_row(denial)]))
     assert "refused   key_limit_requests with status 429; may be tried again after 3000 ms" in told
+
+
+@pytest.mark.parametrize(("last", "sizes"), [(2, [2]), (3, [3]), (7, [3, 3, 1]), (10, [3, 3, 3, 1]), (99, [3, 3, 3, 3])])
+def test_more_rows_than_an_answer_holds_are_asked_for_in_pages(last: int, sizes: list[int]) -> None:
+    rows = [upb.LedgerRow(admitted_at_ms=n // 2, request_id=f"r{n:02}", attempt=1) for n in range(11, 0, -1)]
+    asked: list[int] = []
+
+    def ask(question: upb.QueryRequest) -> upb.QueryResponse:
+        query = question.requests
+        asked.append(query.last)
+        rest = [
+            row for row in rows
+            if not query.HasField("before")
+            or (row.admitted_at_ms, row.request_id) < (query.before.admitted_at_ms, query.before.request_id)
+        ]
+        return upb.QueryResponse(rows=rest[: query.last])
+
+    assert newest(ask, upb.RequestsQuery(), last, page=3) == rows[:last]
+    assert asked == sizes

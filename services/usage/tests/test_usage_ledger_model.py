@@ -22,7 +22,15 @@ from signalbox.usage.adapters.urls import read_database_url
 from signalbox.usage.domain.rows import Price
 from signalbox.usage.domain.settling import normalise
 from signalbox.v1 import common_pb2 as c
-from signalbox.v1.usage_pb2 import AttemptEvent, CountersQuery, ExplainQuery, RequestsQuery, UsageQuery
+from signalbox.v1.usage_pb2 import (
+    AttemptEvent,
+    CountersQuery,
+    ExplainQuery,
+    LedgerRow,
+    RequestsQuery,
+    RowPlace,
+    UsageQuery,
+)
 
 MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000
 NOW = 1_795_219_200_000 + 7 * HOUR + 13 * MINUTE + 17_250
@@ -159,6 +167,17 @@ def model_of(history: list[list[AttemptEvent]]) -> dict[tuple[str, int], Expecte
     return rows
 
 
+def pages_of(store: Store, size: int) -> Iterator[list[LedgerRow]]:
+    """Yield all rows as somebody reads them who asks for a few at a time."""
+    query = RequestsQuery(last=size, with_denials=True)
+    while page := store.queries.requests(query):
+        yield page
+        last = page[-1]
+        query.before.CopyFrom(RowPlace(
+            admitted_at_ms=last.admitted_at_ms, request_id=last.request_id, attempt=last.attempt,
+        ))
+
+
 def check_rows(store: Store, expected: dict[tuple[str, int], Expected]) -> None:
     found = store.queries.requests(RequestsQuery(last=1000, with_denials=True))
     assert len(found) == len(expected)
@@ -172,6 +191,8 @@ def check_rows(store: Store, expected: dict[tuple[str, int], Expected]) -> None:
         assert (row.key_id, row.admitted_at_ms) == (want.event.key_id, want.event.admitted_at_ms)
     without = store.queries.requests(RequestsQuery(last=1000))
     assert len(without) == sum(attempt > 0 for _, attempt in expected)
+    pages = list(pages_of(store, 3))
+    assert [row for page in pages for row in page] == found
     for request_id in {request_id for request_id, _ in expected}:
         explained = store.queries.explain(ExplainQuery(request_id=request_id))
         assert [row.attempt for row in explained] == sorted(n for r, n in expected if r == request_id)

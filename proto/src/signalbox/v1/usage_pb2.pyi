@@ -111,7 +111,7 @@ class QueryResponse(_message.Message):
     def __init__(self, rows: _Optional[_Iterable[_Union[LedgerRow, _Mapping]]] = ..., usage: _Optional[_Iterable[_Union[UsageRow, _Mapping]]] = ..., counters: _Optional[_Iterable[_Union[CounterBucket, _Mapping]]] = ..., facts: _Optional[_Iterable[_Union[Fact, _Mapping]]] = ..., as_of_ms: _Optional[int] = ...) -> None: ...
 
 class RequestsQuery(_message.Message):
-    __slots__ = ("key_id", "account_id", "since_ms", "until_ms", "last", "with_denials", "outcome")
+    __slots__ = ("key_id", "account_id", "since_ms", "until_ms", "last", "with_denials", "outcome", "before")
     KEY_ID_FIELD_NUMBER: _ClassVar[int]
     ACCOUNT_ID_FIELD_NUMBER: _ClassVar[int]
     SINCE_MS_FIELD_NUMBER: _ClassVar[int]
@@ -119,6 +119,7 @@ class RequestsQuery(_message.Message):
     LAST_FIELD_NUMBER: _ClassVar[int]
     WITH_DENIALS_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
     key_id: str
     account_id: str
     since_ms: int
@@ -126,7 +127,18 @@ class RequestsQuery(_message.Message):
     last: int
     with_denials: bool
     outcome: str
-    def __init__(self, key_id: _Optional[str] = ..., account_id: _Optional[str] = ..., since_ms: _Optional[int] = ..., until_ms: _Optional[int] = ..., last: _Optional[int] = ..., with_denials: _Optional[bool] = ..., outcome: _Optional[str] = ...) -> None: ...
+    before: RowPlace
+    def __init__(self, key_id: _Optional[str] = ..., account_id: _Optional[str] = ..., since_ms: _Optional[int] = ..., until_ms: _Optional[int] = ..., last: _Optional[int] = ..., with_denials: _Optional[bool] = ..., outcome: _Optional[str] = ..., before: _Optional[_Union[RowPlace, _Mapping]] = ...) -> None: ...
+
+class RowPlace(_message.Message):
+    __slots__ = ("admitted_at_ms", "request_id", "attempt")
+    ADMITTED_AT_MS_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    admitted_at_ms: int
+    request_id: str
+    attempt: int
+    def __init__(self, admitted_at_ms: _Optional[int] = ..., request_id: _Optional[str] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class UsageQuery(_message.Message):
     __slots__ = ("by", "since_ms", "until_ms", "key_id", "account_id")

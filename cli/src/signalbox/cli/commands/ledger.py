@@ -1,9 +1,10 @@
 """`usage`, `requests` and `explain`: what the ledger knows, for people and programs."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 
 from signalbox.cli.commands.common import object_id
 from signalbox.cli.errors import BadUsage, CommandFailed
@@ -82,6 +83,7 @@ class RequestsFilter:
     denials: bool
 
 
+PAGE_ROWS = 5_000
 _REQUEST_TITLES = (
     "STARTED", "REQUEST", "#", "KEY", "ACCOUNT", "MODEL", "OUTCOME", "STATUS", "IN", "OUT", "CACHE", "USD", "MS",
 )
@@ -95,13 +97,11 @@ def show_requests(target: Target, wanted: RequestsFilter, output: Format) -> Non
         account_id=_optional_id(wanted.account),
         since_ms=since_ms,
         until_ms=until_ms,
-        last=wanted.last,
         with_denials=wanted.denials,
         outcome=wanted.outcome or "",
     )
     with progress("Reading the ledger"):
-        answer = _ask(target, usage_pb2.QueryRequest(requests=query))
-    rows = [request_row(row) for row in answer.rows]
+        rows = list(map(request_row, newest(partial(_ask, target), query, wanted.last)))
     if output is Format.JSON:
         print_json(rows)
         return
@@ -109,6 +109,25 @@ def show_requests(target: Target, wanted: RequestsFilter, output: Format) -> Non
         _REQUEST_TITLES, [_request_cells(row) for row in rows], right=_REQUEST_TITLES[7:],
         empty="No request was made yet.",
     )
+
+
+def newest(
+    ask: Callable[[usage_pb2.QueryRequest], usage_pb2.QueryResponse], query: usage_pb2.RequestsQuery, last: int,
+    page: int = PAGE_ROWS,
+) -> list[usage_pb2.LedgerRow]:
+    """Return at most `last` rows of a query, newest first, asked for page by page."""
+    rows: list[usage_pb2.LedgerRow] = []
+    while last > len(rows):
+        query.last = min(last - len(rows), page)
+        found = ask(usage_pb2.QueryRequest(requests=query)).rows
+        rows += found
+        if len(found) < query.last:
+            break
+        final = found[-1]
+        query.before.CopyFrom(usage_pb2.RowPlace(
+            admitted_at_ms=final.admitted_at_ms, request_id=final.request_id, attempt=final.attempt,
+        ))
+    return rows
 
 
 def explain(target: Target, request_id: str, output: Format) -> None:

@@ -5,7 +5,7 @@ Blocking; runs in the readers' threads.
 
 from typing import Any
 
-from sqlalchemy import Engine, Select, select
+from sqlalchemy import Engine, Select, select, tuple_
 
 from signalbox.usage.adapters import sums
 from signalbox.usage.adapters.ledger import fact_of
@@ -41,7 +41,7 @@ class Queries:
         self._engine = engine
 
     def requests(self, query: RequestsQuery) -> list[LedgerRow]:
-        """Return the newest attempts first."""
+        """Return the newest attempts first, at most MAX_LAST; `before` asks for the next page."""
         t = attempts.c
         found = select(attempts).where(*sums.belongs_to(attempts, query.key_id, query.account_id))
         if query.since_ms:
@@ -52,7 +52,15 @@ class Queries:
             found = found.where(t.outcome == query.outcome)
         if not query.with_denials:
             found = found.where(t.attempt > 0)
-        found = found.order_by(t.admitted_at_ms.desc(), t.request_id.desc(), t.attempt.desc())
+        order = (t.admitted_at_ms, t.request_id, t.attempt)
+        if query.HasField("before"):
+            place = query.before
+            # The first condition is what an index answers.
+            found = found.where(
+                t.admitted_at_ms <= place.admitted_at_ms,
+                tuple_(*order) < (place.admitted_at_ms, place.request_id, place.attempt),
+            )
+        found = found.order_by(*(column.desc() for column in order))
         return self._rows(found.limit(min(query.last or DEFAULT_LAST, MAX_LAST)))
 
     def explain(self, query: ExplainQuery) -> list[LedgerRow]:
