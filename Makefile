@@ -28,12 +28,16 @@ run: setup ## serve: MANIFESTS=DIR [DATA=data] [PORT=8080]; without documents, t
 	@exec $(if $(MANIFESTS),$(BIN)/signalbox up --manifests $(MANIFESTS) --data $(DATA) --port $(PORT),$(BIN)/signalbox demo --port $(PORT))
 
 .PHONY: test
-test: setup-tests check ## install everything and run every test
+test: setup-tests check tools ## install everything and run every test
 	@$(BIN)/pytest -n 2 --dist loadfile -q -m "not k8s and not scale"
 	@$(MAKE) -s test-k8s
 
+.PHONY: tools
+tools: setup ## build helm and kubeconform, which the chart's tests need, where they are missing; once
+	@{ command -v helm && command -v kubeconform; } >/dev/null || $(BIN)/python scripts/k8s/assets.py tools >/dev/null || echo "tools: tests of the chart will be skipped" >&2
+
 .PHONY: test-k8s
-test-k8s: setup ## the operator's tests against a Kubernetes control plane, built once if need be; no containers, no root
+test-k8s: setup tools ## the operator's tests against a Kubernetes control plane, built once if need be; no containers, no root
 	@exec $(BIN)/pytest -q -m "k8s and not scale" tests/k8s
 
 .PHONY: test-scale

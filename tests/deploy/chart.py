@@ -1,8 +1,10 @@
 """Renders the chart with helm, for the tests here; says what is missing where there is no helm."""
 
+import functools
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,20 @@ Object = dict[str, Any]
 
 
 def helm() -> str:
-    """The helm program: SIGNALBOX_HELM or the one on PATH."""
-    found = os.environ.get("SIGNALBOX_HELM") or shutil.which("helm")
-    if not found:
-        pytest.skip("needs helm on PATH (or in SIGNALBOX_HELM)")
-    return found
+    """The helm program: SIGNALBOX_HELM, the one on PATH, or the one that `make tools` built."""
+    return os.environ.get("SIGNALBOX_HELM") or tool("helm")
+
+
+@functools.cache
+def tool(name: str) -> str:
+    """A program on PATH or of the project's own building; skips where there is neither."""
+    if found := shutil.which(name):
+        return found
+    command = [sys.executable, str(ROOT / "scripts/k8s/assets.py"), "tools", "--only-find"]
+    built = subprocess.run(command, capture_output=True, text=True, check=False)
+    if built.returncode != 0:
+        pytest.skip(f"needs {name}: `make tools` builds it")
+    return f"{built.stdout.strip()}/{name}"
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -9,15 +9,15 @@ ASSETS = Path(__file__).resolve().parents[2] / "scripts" / "k8s" / "assets.py"
 PROGRAMS = ("etcd", "kube-apiserver", "kube-controller-manager")
 
 
-def run(**environment: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(ASSETS)], env={**os.environ, **environment}, capture_output=True, text=True, check=False,
+        [sys.executable, str(ASSETS), *arguments], env={**os.environ, **environment}, capture_output=True, text=True, check=False,
     )
 
 
-def programs(folder: Path) -> Path:
+def programs(folder: Path, names: tuple[str, ...] = PROGRAMS) -> Path:
     folder.mkdir(parents=True)
-    for name in PROGRAMS:
+    for name in names:
         (folder / name).write_text("#!/bin/sh\n")
         (folder / name).chmod(0o755)
     return folder
@@ -50,3 +50,13 @@ def test_setup_envtest_is_asked(tmp_path: Path) -> None:
     path = f"{fake.parent}:{os.environ['PATH']}"
     result = run(KUBEBUILDER_ASSETS="", XDG_CACHE_HOME=str(tmp_path / "cache"), PATH=path)
     assert result.stdout.strip() == str(found)
+
+
+def test_tools_that_were_built_are_found_and_else_only_asked_for(tmp_path: Path) -> None:
+    missing = run("tools", "--only-find", XDG_CACHE_HOME=str(tmp_path))
+    assert missing.returncode == 3
+    assert "assets.py tools builds them" in missing.stderr
+    assert not (tmp_path / "signalbox").exists()
+    version = next(line for line in ASSETS.read_text().splitlines() if line.startswith("HELM = ")).split('"')[1]
+    built = programs(tmp_path / "signalbox" / f"helm-{version}", ("helm", "kubeconform"))
+    assert run("tools", "--only-find", XDG_CACHE_HOME=str(tmp_path)).stdout.strip() == str(built)

@@ -35,11 +35,12 @@ class CannotRun(Exception):
     """There is no control plane here; the text says why."""
 
 
-def assets() -> Path:
-    """Return the folder with the programs, building them if need be. Raises CannotRun."""
-    asked = subprocess.run([sys.executable, str(ASSETS)], stdout=subprocess.PIPE, stderr=None, text=True, check=False)
+def assets(group: str = "control-plane") -> Path:
+    """Return the folder with the programs of a group, building them if need be. Raises CannotRun."""
+    command = [sys.executable, str(ASSETS), group]
+    asked = subprocess.run(command, stdout=subprocess.PIPE, stderr=None, text=True, check=False)
     if asked.returncode != 0:
-        raise CannotRun("no control plane can be had here; the line above says why")
+        raise CannotRun(f"no {group} can be had here; the line above says why")
     return Path(asked.stdout.strip().splitlines()[-1])
 
 
@@ -71,37 +72,22 @@ class ControlPlane:
         self.authority.server("apiserver")
         self.identity("admin", groups=("system:masters",))
         self.identity("controller-manager", user="system:kube-controller-manager")
-        self._spawn(
-            "etcd", "--name=test", f"--data-dir={self.directory}/etcd", "--unsafe-no-fsync", "--log-level=error",
-            f"--listen-client-urls=http://127.0.0.1:{self._etcd}",
-            f"--advertise-client-urls=http://127.0.0.1:{self._etcd}",
-            f"--listen-peer-urls=http://127.0.0.1:{self._peers}",
-            f"--initial-advertise-peer-urls=http://127.0.0.1:{self._peers}",
-            f"--initial-cluster=test=http://127.0.0.1:{self._peers}",
-        )
+        self._spawn("etcd", *etcd_flags(self.directory, self._etcd, self._peers))
         self.start_api()
         config = self.directory / "controller-manager.kubeconfig"
         self._spawn(
-            "kube-controller-manager", f"--kubeconfig={config}", f"--authentication-kubeconfig={config}",
-            f"--authorization-kubeconfig={config}", "--leader-elect=false", "--use-service-account-credentials=true",
-            f"--service-account-private-key-file={self.authority.accounts_key}",
-            f"--root-ca-file={self.authority.certificate_file}", "--bind-address=127.0.0.1",
-            f"--secure-port={self._manager}", "--concurrent-gc-syncs=2",
+            "kube-controller-manager", *manager_flags(self.authority, config), f"--secure-port={self._manager}",
+            "--concurrent-gc-syncs=2",
         )
         self._wait("a default service account", "/api/v1/namespaces/default/serviceaccounts/default")
         return self
 
     def start_api(self) -> None:
         """Start the API server and wait until it is ready."""
-        a = self.authority
         self._spawn(
-            "kube-apiserver", f"--etcd-servers=http://127.0.0.1:{self._etcd}", "--bind-address=127.0.0.1",
+            "kube-apiserver", *api_flags(self.authority, self._etcd), "--bind-address=127.0.0.1",
             f"--secure-port={self._port}", "--advertise-address=127.0.0.1", "--endpoint-reconciler-type=none",
             f"--service-cluster-ip-range={SERVICES}", "--authorization-mode=RBAC",
-            f"--client-ca-file={a.certificate_file}", f"--tls-cert-file={self.directory}/apiserver.crt",
-            f"--tls-private-key-file={self.directory}/apiserver.key",
-            "--service-account-issuer=https://kubernetes.default.svc", f"--service-account-key-file={a.accounts_public}",
-            f"--service-account-signing-key-file={a.accounts_key}",
         )
         self._wait("the API server", "/readyz")
 
@@ -120,22 +106,8 @@ class ControlPlane:
 
     def identity(self, name: str, *, user: str = "", groups: tuple[str, ...] = (), url: str = "") -> Path:
         """Return a new kubeconfig of a user with these groups, which reaches the API server at `url`."""
-        certificate, key = self.authority.client(user or name, groups)
-        b64 = lambda data: base64.b64encode(data).decode()  # noqa: E731
-        config = {
-            "apiVersion": "v1", "kind": "Config", "current-context": "test",
-            "clusters": [{"name": "test", "cluster": {
-                "server": url or self.url,
-                "certificate-authority-data": b64(self.authority.certificate_file.read_bytes()),
-            }}],
-            "users": [{"name": name, "user": {
-                "client-certificate-data": b64(certificate), "client-key-data": b64(key),
-            }}],
-            "contexts": [{"name": "test", "context": {"cluster": "test", "user": name, "namespace": "default"}}],
-        }
         path = self.directory / f"{name}.kubeconfig"
-        path.write_text(json.dumps(config))
-        path.chmod(0o600)
+        self.authority.kubeconfig(path, url or self.url, user or name, groups)
         return path
 
     def _spawn(self, name: str, *arguments: str) -> None:
@@ -159,6 +131,38 @@ class ControlPlane:
             time.sleep(0.1)
 
 
+def etcd_flags(directory: Path, clients: int, peers: int) -> list[str]:
+    """etcd with its data in `directory`, on these ports of loopback."""
+    return [
+        "--name=test", f"--data-dir={directory}/etcd", "--unsafe-no-fsync", "--log-level=error",
+        f"--listen-client-urls=http://127.0.0.1:{clients}", f"--advertise-client-urls=http://127.0.0.1:{clients}",
+        f"--listen-peer-urls=http://127.0.0.1:{peers}", f"--initial-advertise-peer-urls=http://127.0.0.1:{peers}",
+        f"--initial-cluster=test=http://127.0.0.1:{peers}",
+    ]
+
+
+def api_flags(authority: "Authority", etcd: int) -> list[str]:
+    """What every API server here is told: where etcd is, and whom it trusts."""
+    certificate, key = authority.files("apiserver")
+    return [
+        f"--etcd-servers=http://127.0.0.1:{etcd}", f"--client-ca-file={authority.certificate_file}",
+        f"--tls-cert-file={certificate}", f"--tls-private-key-file={key}",
+        "--service-account-issuer=https://kubernetes.default.svc",
+        f"--service-account-key-file={authority.accounts_public}",
+        f"--service-account-signing-key-file={authority.accounts_key}",
+    ]
+
+
+def manager_flags(authority: "Authority", kubeconfig: Path) -> list[str]:
+    """What every controller manager here is told."""
+    return [
+        f"--kubeconfig={kubeconfig}", f"--authentication-kubeconfig={kubeconfig}",
+        f"--authorization-kubeconfig={kubeconfig}", "--leader-elect=false", "--use-service-account-credentials=true",
+        f"--service-account-private-key-file={authority.accounts_key}",
+        f"--root-ca-file={authority.certificate_file}", "--bind-address=127.0.0.1",
+    ]
+
+
 class Authority:
     """A certificate authority, and the key of service accounts' tokens."""
 
@@ -174,16 +178,34 @@ class Authority:
             serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo,
         ))
 
-    def server(self, name: str) -> None:
-        """Write a server's key and certificate."""
-        names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-        self._pair(name, x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]), names)
+    def server(self, name: str, names: tuple[str, ...] = (), addresses: tuple[str, ...] = ()) -> None:
+        """Write a server's key and certificate, for loopback and these names and addresses."""
+        alternatives: list[x509.GeneralName] = [x509.DNSName(n) for n in ("localhost", *names)]
+        alternatives += [x509.IPAddress(ipaddress.ip_address(a)) for a in ("127.0.0.1", *addresses)]
+        self._pair(name, x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]), alternatives)
 
     def client(self, user: str, groups: tuple[str, ...]) -> tuple[bytes, bytes]:
         """Return a user's certificate and key."""
         attributes = [x509.NameAttribute(NameOID.ORGANIZATION_NAME, group) for group in groups]
         subject = x509.Name([*attributes, x509.NameAttribute(NameOID.COMMON_NAME, user)])
         return self._pair(user.replace(":", "-"), subject, [])
+
+    def kubeconfig(self, path: Path, url: str, user: str, groups: tuple[str, ...] = ()) -> None:
+        """Write a kubeconfig of a user with these groups, which reaches the API server at `url`."""
+        certificate, key = self.client(user, groups)
+        b64 = lambda data: base64.b64encode(data).decode()  # noqa: E731
+        config = {
+            "apiVersion": "v1", "kind": "Config", "current-context": "test",
+            "clusters": [{"name": "test", "cluster": {
+                "server": url, "certificate-authority-data": b64(self.certificate_file.read_bytes()),
+            }}],
+            "users": [{"name": user, "user": {
+                "client-certificate-data": b64(certificate), "client-key-data": b64(key),
+            }}],
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": user, "namespace": "default"}}],
+        }
+        path.touch(0o600)
+        path.write_text(json.dumps(config))
 
     def files(self, name: str) -> tuple[str, str]:
         """Return where a pair was written."""
