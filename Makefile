@@ -84,10 +84,8 @@ lock: setup ## pin the dependencies anew, with hashes
 	@$(BIN)/uv export --quiet --no-emit-workspace --all-packages --all-groups --no-header --no-annotate -o requirements.lock >/dev/null
 
 .PHONY: test-cluster
-test-cluster: setup ## a release on a real cluster: KUBECONFIG=FILE [LOAD="kind load image-archive"] [OUT=build/images]
-	@test -n "$(KUBECONFIG)" || { echo "test-cluster: name a cluster with KUBECONFIG=FILE; LOAD=COMMAND puts an image archive onto its nodes" >&2; exit 2; }
-	@$(if $(LOAD),deploy/images/build.sh $(OUT))
-	@SIGNALBOX_TEST_KUBECONFIG=$(KUBECONFIG) SIGNALBOX_TEST_LOAD="$(LOAD)" SIGNALBOX_TEST_IMAGES=$(OUT) $(BIN)/pytest -q -s tests/cluster
+test-cluster: setup tools ## a release on a real node, from nothing (root): or on KUBECONFIG=FILE [LOAD="kind load image-archive"] [OUT=build/images]
+	@exec $(BIN)/python -m tests.cluster --kubeconfig "$(KUBECONFIG)" --load "$(LOAD)" --images $(OUT) $(ARGS)
 
 .PHONY: images
 images: ## OCI archives of the chart's images, with docker, podman, buildah or none of them: OUT=DIR

@@ -1,6 +1,6 @@
 """The release that these tests install, in the cluster that SIGNALBOX_TEST_KUBECONFIG names; without one they are skipped.
 
-`make test-cluster` sets it. Images are loaded by SIGNALBOX_TEST_LOAD (a command that gets an archive's path) from
+`make test-cluster` sets it (__main__.py). Images are loaded by SIGNALBOX_TEST_LOAD (a command that gets an archive's path) from
 SIGNALBOX_TEST_IMAGES; where these are not set, the nodes must have them already.
 """
 
@@ -15,6 +15,9 @@ import pytest
 from tests.cluster.kubectl import CHART, NAMESPACE, WAIT, Cluster, Object
 
 KUBECONFIG = os.environ.get("SIGNALBOX_TEST_KUBECONFIG", "")
+KEEP = bool(os.environ.get("SIGNALBOX_TEST_KEEP"))
+"""Leave the release where it is at the end, and take the one that such a run left."""
+WHY = os.environ.get("SIGNALBOX_TEST_WHY", "needs a cluster: `make test-cluster` brings one up")
 IMAGES, LOAD = os.environ.get("SIGNALBOX_TEST_IMAGES", ""), os.environ.get("SIGNALBOX_TEST_LOAD", "")
 KEY = "a relay key of the cluster tests"
 PROVIDER_KEY = "sk-simulated-provider"
@@ -35,21 +38,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
             item.add_marker(pytest.mark.timeout(1200))
             if not KUBECONFIG:
-                item.add_marker(pytest.mark.skip(reason="needs a cluster: `make test-cluster` says how"))
+                item.add_marker(pytest.mark.skip(reason=WHY))
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """The cluster, with the images on its nodes and an empty namespace that enforces restricted pods."""
-    if LOAD:
-        for archive in sorted(Path(IMAGES).glob("*.tar")):
-            subprocess.run([*shlex.split(LOAD), str(archive)], check=True)
     found = Cluster(KUBECONFIG)
-    _clear(found)
-    found.run("create", "namespace", NAMESPACE)
-    found.run("label", "namespace", NAMESPACE, "pod-security.kubernetes.io/enforce=restricted")
+    if not (KEEP and NAMESPACE in found.run("get", "namespace", "-o", "name")):
+        if LOAD:
+            for archive in sorted(Path(IMAGES).glob("*.tar")):
+                subprocess.run([*shlex.split(LOAD), str(archive)], check=True, cwd=CHART.parents[2])
+        _clear(found)
+        found.run("create", "namespace", NAMESPACE)
+        found.run("label", "namespace", NAMESPACE, "pod-security.kubernetes.io/enforce=restricted")
     yield found
-    if not os.environ.get("SIGNALBOX_TEST_KEEP"):
+    if not KEEP:
         _clear(found)
 
 
@@ -63,7 +67,8 @@ def _clear(cluster: Cluster) -> None:
 @pytest.fixture(scope="session")
 def installed(cluster: Cluster) -> Cluster:
     """The release, whole."""
-    cluster.helm("install", "signalbox", str(CHART), *VALUES, "--wait", f"--timeout={WAIT}")
+    if not (KEEP and "signalbox" in cluster.helm("list", "--short", "--deployed")):
+        cluster.helm("install", "signalbox", str(CHART), *VALUES, "--wait", f"--timeout={WAIT}")
     return cluster
 
 

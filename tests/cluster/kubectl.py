@@ -2,13 +2,12 @@
 
 import json
 import os
-import shutil
 import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
-import pytest
+from tests.deploy.chart import helm, tool
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "deploy/helm/signalbox"
@@ -18,20 +17,12 @@ WAIT = "300s"
 Object = dict[str, Any]
 
 
-def program(name: str) -> str:
-    """A program on PATH; skips where it is missing."""
-    found = shutil.which(name)
-    if not found:
-        pytest.skip(f"needs {name} on PATH")
-    return found
-
-
 class Cluster:
     """The cluster of one kubeconfig. Commands raise AssertionError with what the program said."""
 
     def __init__(self, kubeconfig: str) -> None:
         self._environment = {**os.environ, "KUBECONFIG": kubeconfig}
-        self._kubectl, self._helm = program("kubectl"), program("helm")
+        self._kubectl, self._helm = tool("kubectl", "node"), helm()
 
     def run(self, *arguments: str, given: str = "", check: bool = True, limit_s: float = 330) -> str:
         """Run kubectl in the tests' namespace; return what it printed."""

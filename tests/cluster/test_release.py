@@ -107,6 +107,29 @@ def test_secrets_are_for_operator_and_token_refresher_alone(installed: Cluster, 
     assert installed.run("auth", "can-i", "list", "secrets", "-n", "kube-system", who, check=False).startswith("no")
 
 
+@pytest.mark.parametrize("room", ROOMS)
+def test_attempts_at_secrets_are_refused(installed: Cluster, room: str) -> None:
+    who = f"--as=system:serviceaccount:{NAMESPACE}:signalbox-{room}"
+    reads = room in ("operator", "token-refresher")
+    assert ("Forbidden" in installed.run("get", "secrets", who, check=False)) is not reads
+    assert "Forbidden" in installed.run("get", "secrets", "--namespace=kube-system", who, check=False)
+    made = installed.run("create", "secret", "generic", "attempt", "--dry-run=server", who, check=False)
+    assert ("forbidden" in made.lower()) is (room != "token-refresher")
+    token = "/var/run/secrets/kubernetes.io/serviceaccount/token"
+    has = installed.run("exec", f"deploy/signalbox-{room}", "--", "sh", "-c", f"test -e {token} && echo has; true")
+    assert (has.strip() == "has") is reads
+
+
+@pytest.mark.parametrize(("room", "let_out"), [
+    ("gateway", True), ("token-refresher", True), ("scheduler", False), ("usage", False), ("operator", False),
+])
+def test_only_rooms_that_call_providers_reach_them(serving: Cluster, room: str, let_out: bool) -> None:
+    try_it = "import socket; socket.create_connection(('provider', 8000), 5); print('open')"
+    said = serving.run("exec", f"deploy/signalbox-{room}", "--", "python3", "-c", try_it, check=False)
+    assert ("open" in said) is let_out, said
+    assert let_out or "Error" in said, said
+
+
 def upgrade(cluster: Cluster) -> None:
     """Roll every room."""
     rooms = ("gateway", "scheduler", "tokenRefresher", "usage", "operator")
@@ -164,13 +187,35 @@ def test_service_is_back_within_forty_seconds_of_redis(caller: Cluster) -> None:
     assert seen <= {"scheduler_unavailable", "ledger_unavailable", "overloaded", "pool_limited"}
 
 
-def test_a_reinstall_finds_its_ledger_and_its_documents(caller: Cluster) -> None:
+TALK = """
+import socket, ssl
+def answers(tls, certificate):
+    try:
+        s = socket.create_connection(("signalbox-scheduler", 7001), 5)
+        if tls:
+            context = ssl.create_default_context(cafile="/etc/signalbox/tls/ca.crt")
+            context.check_hostname = False
+            context.set_alpn_protocols(["h2"])
+            if certificate:
+                context.load_cert_chain("/etc/signalbox/tls/tls.crt", "/etc/signalbox/tls/tls.key")
+            s = context.wrap_socket(s)
+        s.sendall(b"PRI * HTTP/2.0\\r\\n\\r\\nSM\\r\\n\\r\\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+        return s.recv(9)[3:4] == b"\\4"
+    except OSError:
+        return False
+print(answers(False, False), answers(True, False), answers(True, True))
+"""
+"""Whether a scheduler begins to speak HTTP/2 in clear, without a certificate, and with the room's own."""
+
+
+def test_a_reinstall_finds_its_ledger_and_its_documents_and_can_speak_mutual_tls(caller: Cluster) -> None:
     before = {r["request_id"] for r in caller.command("requests", "--last", "100000")}
     caller.helm("uninstall", "signalbox", "--wait", f"--timeout={WAIT}")
     assert len(caller.get("cla")) == 2
-    caller.helm("install", "signalbox", str(CHART), *VALUES, "--wait", f"--timeout={WAIT}")
+    caller.helm("install", "signalbox", str(CHART), *VALUES, "--set=rooms.tls.mode=Generated", "--wait", f"--timeout={WAIT}")
     assert before <= {r["request_id"] for r in caller.command("requests", "--last", "100000")}
     until_s = time.monotonic() + 60
     while ask(caller)[0] != 200:
         assert time.monotonic() < until_s
         time.sleep(1)
+    assert caller.run("exec", "deploy/signalbox-gateway", "--", "python3", "-c", TALK).split() == ["False", "False", "True"]

@@ -24,14 +24,14 @@ def helm() -> str:
 
 
 @functools.cache
-def tool(name: str) -> str:
+def tool(name: str, group: str = "tools") -> str:
     """A program on PATH or of the project's own building; skips where there is neither."""
     if found := shutil.which(name):
         return found
-    command = [sys.executable, str(ROOT / "scripts/k8s/assets.py"), "tools", "--only-find"]
+    command = [sys.executable, str(ROOT / "scripts/k8s/assets.py"), group, "--only-find"]
     built = subprocess.run(command, capture_output=True, text=True, check=False)
     if built.returncode != 0:
-        pytest.skip(f"needs {name}: `make tools` builds it")
+        pytest.skip(f"needs {name}: `scripts/k8s/assets.py {group}` builds it")
     return f"{built.stdout.strip()}/{name}"
 
 
