@@ -22,6 +22,8 @@ _MAX_SEARCHED_BYTES = 1 << 20
 _MAX_MEMBERS = 10_000
 # Building a tree takes some 10 us a name, and nothing else is served meanwhile: a body may cost a second at most.
 _MAX_TREE_NODES = 100_000
+# Writing a text down again is quicker than stepping through it, but takes its size in memory once more.
+_MAX_REWRITTEN_BYTES = 16 << 10
 _decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -51,7 +53,7 @@ def members(text: bytes, interest: Iterable[str]) -> tuple[dict[str, bytes], dic
     if len(parsed) > _MAX_MEMBERS:
         raise NotAnObject(f"it has more than {_MAX_MEMBERS} members")
     raw = {name: bytes(value) for name, value in parsed.items()}
-    places = _places_as_usual(text, raw) or _walk(text, raw)
+    places = (_places_as_usual(text, raw) if len(text) <= _MAX_REWRITTEN_BYTES else None) or _walk(text, raw)
     if places is None:
         _find_ambiguity(text, frozenset(interest))
         return raw, {}

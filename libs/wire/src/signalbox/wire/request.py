@@ -85,8 +85,8 @@ def conversation_seed(body: bytes) -> bytes:
 
     Cache marks are left out, since clients move them along as the conversation grows.
     """
-    raw, _ = members(body, READ_FIELDS)
-    seed = raw.get("system", b"") + b"\0" + _first_user_turn(raw.get("messages", b""))
+    conversation = _conversation_decoder.decode(body)
+    seed = b"\0".join((conversation.system, _first_user_turn(conversation.messages)))
     return _CACHE_MARK.sub(b"", seed) if b"cache_control" in seed else seed
 
 
@@ -296,11 +296,20 @@ class _Role(msgspec.Struct):
 _role_decoder = msgspec.json.Decoder(_Role)
 
 
-def _first_user_turn(messages: bytes) -> bytes:
+class _Conversation(msgspec.Struct):
+    system: Raw = Raw(b"")
+    messages: Raw = Raw(b"")
+
+
+_conversation_decoder = msgspec.json.Decoder(_Conversation)
+
+
+def _first_user_turn(messages: Raw) -> Raw:
+    """Return a view of the body, which may be of many megabytes."""
     try:
-        for turn in RAW_LIST.decode(messages or b"[]"):
+        for turn in RAW_LIST.decode(messages) if messages != Raw(b"") else ():
             if _role_decoder.decode(turn).role == "user":
-                return bytes(turn)
+                return turn
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return messages
-    return b""
+    return Raw(b"")

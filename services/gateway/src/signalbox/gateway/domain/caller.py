@@ -139,4 +139,6 @@ def session_digest(secret: bytes, key: bytes, session: bytes) -> bytes:
 
     `secret` is what `session_secret` returned.
     """
-    return blake2b(key + session, key=secret, digest_size=SESSION_DIGEST_BYTES).digest()
+    digest = blake2b(key, key=secret, digest_size=SESSION_DIGEST_BYTES)
+    digest.update(session)    # not joined with the key: it may be a turn of many megabytes
+    return digest.digest()
