@@ -1,6 +1,8 @@
 """The gateway's composition root: what it is made of, how it starts, and how it stops without losing anything."""
 
 import asyncio
+import contextlib
+import ctypes
 
 from prometheus_client import REGISTRY
 
@@ -34,12 +36,24 @@ CUT_GRACE_S = 1.0          # for callers to take the last bytes of streams that 
 DELIVERY_LIMIT_S = 5.0
 FOLLOW_UP_S = 5.0
 TRACES_LIMIT_S = 2.0
+LARGE_BLOCK_BYTES = 1 << 20
+_M_MMAP_THRESHOLD = -3    # of glibc's malloc.h
+
+
+def give_large_blocks_back() -> None:
+    """Have glibc map what is larger than this by itself, so that it is gone from memory once it is freed.
+
+    Left alone, the allocator learns from the first large body to keep such blocks on its heap, between small ones.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES)
 
 
 async def main(config: GatewaySettings, stop: asyncio.Event) -> None:
     """Serve until `stop` is set. Raises StartupError."""
     logs.configure(ROOM, config.log_level, config.log_format)
     log.info("starting", **config.masked())
+    give_large_blocks_back()
     gateway = Gateway(config)
     await gateway.start()
     log.info("serving", port=gateway.public.port)
