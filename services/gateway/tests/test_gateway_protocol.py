@@ -9,6 +9,7 @@ import time
 import pytest
 
 from signalbox.core import keys
+from signalbox.gateway.domain import buffers
 from signalbox.v1.common_pb2 import Amount, LimitState
 from signalbox.v1.scheduler_pb2 import Denial
 
@@ -352,6 +353,28 @@ async def test_all_bytes_in_memory_are_bounded(gate, wire):
 
 
 @pytest.mark.gateway_settings(max_buffered_bytes=1 << 20)
+async def test_a_body_that_trickles_makes_room_for_others(gate, wire, ok, monkeypatch):
+    monkeypatch.setattr(buffers, "PACE_S", 0.2)
+    await gate.provider(ok)
+    body = body_of(wire, 800_000)
+    reader, writer = await gate.client.connect()
+    writer.write(gate.client.message(body)[:-1000])
+    while not gate.buffers.held:
+        await asyncio.sleep(0.01)
+    assert (await gate.client.post(body)).error_code == "overloaded", "as long as it has come at a good pace"
+    await asyncio.sleep(0.3)
+    assert (await gate.client.post(body)).error_code == "overloaded", "its pace is judged from here"
+    await asyncio.sleep(0.3)
+    writer.write(b"x")
+    assert (await gate.client.post(body)).status == 200
+    made_room = await gate.client.read(reader)
+    assert (made_room.status, made_room.error_code) == (503, "overloaded")
+    writer.close()
+    await gate.quiet()
+    assert gate.buffers.held == 0
+
+
+@pytest.mark.gateway_settings(max_buffered_bytes=1 << 20)
 async def test_an_answer_that_does_not_fit_in_memory_is_not_passed_on(gate, wire):
     async def huge(w):
         w.answer(200, b'{"a": "' + b"x" * (2 << 20) + b'"}')
@@ -552,6 +575,34 @@ async def test_a_head_that_trickles_is_not_waited_for(gate, wire):
             if reader.at_eof():
                 raise ConnectionResetError
     assert time.monotonic() - began_s < 2
+
+
+@pytest.mark.gateway_settings(keep_alive_s=1, client_stall_s=0.3)
+@pytest.mark.parametrize("takes_it", [False, True])
+async def test_an_ended_answer_that_nobody_reads_is_not_kept_for_ever(gate, wire, takes_it):
+    async def large(w):
+        w.answer(200, b'{"type": "message", "usage": {}, "a": "' + b"x" * (8 << 20) + b'"}')
+        await w.writer.drain()
+
+    await gate.provider(large)
+    reader, writer = await gate.client.connect()
+    writer.transport.pause_reading()
+    writer.write(gate.client.message(body_of(wire)))
+    end_s = time.monotonic() + 5
+    while not any(c.transport.get_write_buffer_size() for c in gate.server._server.server_state.connections):
+        assert time.monotonic() < end_s, "the caller keeps up, though it reads nothing"
+        await asyncio.sleep(0.01)
+    await gate.quiet()
+    end_s, taken = time.monotonic() + 10, 0
+    while gate.server._server.server_state.connections and time.monotonic() < end_s:
+        await asyncio.sleep(0.1)
+        if takes_it:    # slowly, but it goes on
+            writer.transport.resume_reading()
+            taken += len(await reader.read(1 << 20))
+    assert not gate.server._server.server_state.connections
+    if takes_it:
+        assert taken + len(await reader.read(-1)) > 8 << 20, "cut off although it read on"
+    writer.transport.abort()
 
 
 async def test_a_stopping_gateway_finishes_answers_and_closes_connections(gate, wire):

@@ -28,6 +28,7 @@ ANSWER_WAIT_S = 5.0
 RECONNECT_FIRST_S = 0.05
 RECONNECT_MOST_S = 1.0
 SWEEP_EVERY_S = 0.25
+STOOD_STILL_S = 0.5    # a sweep that comes so late says that this process was busy, not that a scheduler was silent
 # A scheduler that has been asked and says nothing is asked for a sign of life, then left for another.
 PROBE_AFTER_S = 1.0
 # While a batch is unanswered the next one gathers, but no longer than this.
@@ -362,9 +363,14 @@ class SchedulerSession:
 
     async def _sweep(self) -> None:
         """Give up what was not answered in time."""
+        stood_still = False
         while True:
+            due_s = self._loop.time() + SWEEP_EVERY_S
             await asyncio.sleep(SWEEP_EVERY_S)
             now_s = self._loop.time()
+            stood_still = now_s - due_s > STOOD_STILL_S and not stood_still
+            if stood_still:
+                continue    # the answers may be here, unread: they come first
             _give_up(self._inspects, now_s)
             for admit in _give_up(self._admits, now_s):
                 self._forgo(f"{admit.request_id}.1")

@@ -11,7 +11,7 @@ from typing import Protocol
 from signalbox.core.ids import new_id
 from signalbox.gateway.domain.buffers import Buffers
 from signalbox.gateway.domain.caller import Caller
-from signalbox.gateway.domain.refusal import Refusal
+from signalbox.gateway.domain.refusal import Refusal, overloaded
 
 UNCHECKED_BODY_BYTES = 64 << 10
 _JOIN_BELOW = 64 << 10
@@ -118,6 +118,11 @@ class Exchange:
             self._parts = [b"".join(self._parts)]
         return bytes(self._parts[0])
 
+    @property
+    def received(self) -> int:
+        """How many bytes of the body have come."""
+        return self._received
+
     def feed(self, data: bytes) -> None:
         """Take a piece of the body; holds the connection where it may not be read yet."""
         if self._trouble is not None or self.response_complete:
@@ -158,7 +163,11 @@ class Exchange:
                 self._line.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             self._waiting = asyncio.get_running_loop().create_future()
             self._line.go_on()
-            await self._waiting
+            self._buffers.arrives(self)
+            try:
+                await self._waiting
+            finally:
+                self._buffers.arrived(self)
         if self._trouble is not None:
             raise self._trouble
         if self.gone:
@@ -167,6 +176,11 @@ class Exchange:
     def broken(self, why: str) -> None:
         """Learn that the body will never be whole."""
         self._fail(Refusal("request_invalid", why))
+
+    def make_room(self) -> None:
+        """Give the body up: it trickles, and others find no room."""
+        self._fail(overloaded())
+        self.release_body()
 
     def release_body(self) -> None:
         """Forget the body: it can't be needed any more."""

@@ -346,12 +346,23 @@ class RelayProtocol(HttpToolsProtocol):
     def _idle_expired(self) -> None:
         """Close a connection on which nothing happened for long; one timer serves all of its requests."""
         now_s = self.loop.time()
-        busy = self._reading is not _Reading.NOTHING or (self.cycle is not None and not self.cycle.response_complete)
-        deadline_s = (now_s if busy else self._idle_since_s) + self.timeout_keep_alive
+        deadline_s = (now_s if self._busy() else self._idle_since_s) + self.timeout_keep_alive
         if now_s < deadline_s:
             self._idle_timer = self.loop.call_at(deadline_s, self._idle_expired)
+        elif unread := self.transport.get_write_buffer_size():
+            self._idle_timer = self.loop.call_later(self.settings.client_stall_s, self._stalled, unread)
         else:
             self.timeout_keep_alive_handler()
+
+    def _busy(self) -> bool:
+        return self._reading is not _Reading.NOTHING or (self.cycle is not None and not self.cycle.response_complete)
+
+    def _stalled(self, unread: int) -> None:
+        """Cut off a caller that has taken nothing of an ended answer meanwhile: to close would wait for it for ever."""
+        if not self._busy() and 0 < unread <= self.transport.get_write_buffer_size():
+            self.transport.abort()
+        else:
+            self._idle_expired()
 
     def _linger(self) -> None:
         """Close, but drop what the caller still sends for a moment, so that a reset does not eat the answer."""
