@@ -5,7 +5,10 @@ import sys
 from collections.abc import MutableMapping
 from typing import Any
 
-import structlog
+from signalbox.core.absent import absent
+
+with absent("rich"):    # draws exceptions in colour; ours are plain text before they get there
+    import structlog
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
