@@ -29,7 +29,7 @@ run: setup ## serve: MANIFESTS=DIR [DATA=data] [PORT=8080]; without documents, t
 
 .PHONY: test
 test: setup-tests check tools ## install everything and run every test
-	@$(BIN)/pytest -n 2 --dist loadfile -q -m "not k8s and not scale"
+	@$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -q -m "not k8s and not scale"
 	@$(MAKE) -s test-k8s
 
 .PHONY: tools

@@ -218,8 +218,7 @@ class Schedulers:
     async def close(self) -> None:
         for channel in self.channels:
             await channel.close()
-        for room in self.rooms:
-            await room.stop()
+        await asyncio.gather(*(room.stop() for room in self.rooms))
 
 
 def ask(key_text: str, **fields: Any) -> pb.AdmitRequest:
