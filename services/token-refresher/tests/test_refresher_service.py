@@ -36,7 +36,7 @@ class Running:
         self.registry = CollectorRegistry()
         clock = SystemClock()
         self._settings = TokenRefresherSettings(
-            shared_secret=SECRET, store_dir=self.directory, probe_limit_s=2.0, request_limit_s=2.0,
+            shared_secret=SECRET, store_dir=self.directory, probe_limit_s=5.0, request_limit_s=2.0,
             encryption_key=base64.b64encode(bytes([key]) * 32).decode(), **settings,
         )
         self._address = f"unix:{directory}/refresher-{key}-{os.urandom(4).hex()}.sock"

@@ -90,15 +90,22 @@ class Running:
         return self.registry.get_sample_value(name, {"account": ACCOUNT, **labels})
 
 
-@pytest.fixture
-def sim() -> Iterator[Simulator]:
-    with Simulator({
-        "accounts": [{"name": "web"}],
-        "oauth": {"clients": [{"id": "c", "account": "web"}], "expires_in": 600, "grants": [
-            {"account": "web", "client_id": "c", "refresh_token": token} for token in ("seed-web", "other")]},
-    }) as running:
+@pytest.fixture(scope="module")
+def provider() -> Iterator[Simulator]:
+    with Simulator({"accounts": [{"name": "web"}]}) as running:
         yield running
         assert running.errors() == ""
+
+
+@pytest.fixture
+def sim(provider: Simulator) -> Simulator:
+    """The provider, as if it had just begun."""
+    provider.clear_script()
+    provider.clear_truth()
+    provider.clear_oauth()
+    provider.oauth({"clients": [{"id": "c", "account": "web"}], "expires_in": 600, "grants": [
+        {"account": "web", "client_id": "c", "refresh_token": token} for token in ("seed-web", "other")]})
+    return provider
 
 
 @contextlib.asynccontextmanager
