@@ -94,6 +94,10 @@ class Ledger(UsageServicer):
         self.events: list[up.AttemptEvent] = []
         self.facts: dict[tuple[int, str, str], up.Fact] = {}
         self.counters: list[up.CounterBucket] = []
+        self.accounts: list[up.AccountBucket] = []
+        self.asked: list[up.CountersQuery] = []
+        self.answers = asyncio.Event()
+        self.answers.set()
         self.rows: list[up.LedgerRow] = []
         self.queries = 0
 
@@ -106,7 +110,12 @@ class Ledger(UsageServicer):
         if request.HasField("explain"):
             return up.QueryResponse(rows=[r for r in self.rows if r.request_id == request.explain.request_id])
         self.queries += 1
-        return up.QueryResponse(counters=self.counters, facts=self.facts.values())
+        self.asked.append(request.counters)
+        answer = up.QueryResponse(counters=self.counters, accounts=self.accounts, facts=self.facts.values())
+        if request.counters.ended_since_ms:
+            answer.rows.extend(self.rows)
+            await self.answers.wait()
+        return answer
 
     async def Remember(self, request: up.RememberRequest, context: Any) -> up.RememberResponse:
         for fact in request.facts:

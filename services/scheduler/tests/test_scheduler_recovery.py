@@ -144,6 +144,21 @@ async def test_the_documents_are_put_again_by_whoever_knows_them(stage, make):
     assert len(listed.objects) == 4
 
 
+async def test_a_lifetime_from_first_use_goes_on_after_a_flush(stage, make):
+    stub = await serving(stage, make, lifetime={"duration": "1h"})
+    assert (await stub.Admit(make.ask("ada"), timeout=5)).HasField("grant")
+    await eventually(lambda: bool(stage.ledger.facts))
+    [fact] = stage.ledger.facts.values()
+    assert abs(fact.at_ms - time.time() * 1000) < 5_000
+    fact.at_ms -= 3_590_000  # ten seconds of it are left
+    stage.redis.cli("FLUSHALL")
+    assert (await until_open(stub, make)).HasField("grant")
+    assert (await looked(stub, make)).first_used_at_ms == fact.at_ms
+    fact.at_ms -= 10_000
+    stage.redis.cli("FLUSHALL")
+    assert (await until_open(stub, make)).denial.error_code == "key_expired"
+
+
 async def test_admission_waits_for_documents_that_nobody_knows_any_more(stage, make):
     """Redis was flushed while no scheduler ran: until somebody puts the documents again, no key is called invalid.
 
@@ -185,19 +200,186 @@ async def test_open_attempts_count_again_after_a_flush(stage, make):
         assert len(gateway.asked) == 1
 
 
+def row_of(grant: pb.Grant, usage: TokenUsage, cost: int = 0) -> up.LedgerRow:
+    request_id, _, attempt = grant.lease_id.rpartition(".")
+    return up.LedgerRow(request_id=request_id, attempt=int(attempt), usage=usage, cost_nano_usd=cost)
+
+
+async def opened(stage) -> None:
+    await eventually(lambda: stage.redis.cli("HGET", "sb:epoch", "state") == "open")
+    for room in stage.rooms:
+        await asyncio.wait_for(room.gate.wait_open(), 5)
+
+
 async def test_an_attempt_that_the_ledger_had_is_not_counted_again(stage, make):
-    """Its settlement was still on the way when Redis lost everything."""
+    """It ended long before, and its settlement was still on the way when Redis lost everything."""
     stub = await serving(stage, make, limits=[make.limit("Day", requests=10, tokens=1000)])
     async with Gateway(stub):
         grant = (await stub.Admit(make.ask("ada"), timeout=5)).grant
-        await asyncio.sleep(0.5)
         stage.ledger.counters = [bucket(1, 77)]
+        stage.ledger.answers.clear()
         stage.redis.cli("FLUSHALL")
-        await eventually(lambda: stage.redis.cli("HGET", "sb:epoch", "state") == "open")
-        await asyncio.wait_for(stage.rooms[0].gate.wait_open(), 5)
+        await eventually(lambda: bool(stage.ledger.asked and stage.ledger.asked[-1].ended_since_ms))
+        query = stage.ledger.asked[-1]
+        assert query.delivered == ["gateway-1"]
+        assert 60_000 <= query.now_ms - query.ended_since_ms < 65_000
+        stage.redis.cli("HSET", "sb:epoch", "asked", str(grant.admitted_at_ms + 51))
+        stage.ledger.answers.set()
+        await opened(stage)
         await stub.Settle(make.ended(grant, usage={"input_tokens": 77}, duration_ms=50), timeout=5)
         [day] = (await looked(stub, make)).limits
         assert (day.requests.used, day.tokens.used) == (1, 77)
+
+
+@pytest.mark.parametrize("delivered", [True, False], ids=["journal delivered", "no journal"])
+@pytest.mark.parametrize("committed", [True, False], ids=["in the answer", "after the answer"])
+@pytest.mark.parametrize("renewed", [True, False], ids=["lease renewed", "lease lost"])
+async def test_an_attempt_that_ends_in_the_moment_in_which_the_ledger_is_asked_counts_once(
+    stage, make, renewed, committed, delivered,
+):
+    """Whether its row is in the answer is known by the row, not by the time; told twice it counts once too."""
+    limits = [make.limit("Day", requests=10, tokens=1000), make.limit("Minute", requests=10)]
+    stub = await serving(stage, make, limits=limits)
+    usage = TokenUsage(input_tokens=70, cache_read_tokens=5, output_tokens=7)
+    async with Gateway(stub) as gateway:
+        gateway.delivers = delivered
+        grant = (await stub.Admit(make.ask("ada"), timeout=5)).grant
+        stage.ledger.answers.clear()
+        stage.redis.cli("FLUSHALL")
+        await eventually(lambda: bool(gateway.asked))
+        if renewed:
+            beat = pb.LeaseBeat(lease_id=grant.lease_id, lease_token=grant.lease_token)
+            assert not (await stub.Heartbeat(pb.HeartbeatRequest(leases=[beat]), timeout=5)).lost
+        if committed:
+            stage.ledger.counters, stage.ledger.rows = [bucket(1, 77)], [row_of(grant, usage)]
+        await eventually(lambda: bool(stage.ledger.asked and stage.ledger.asked[-1].ended_since_ms))
+        stage.ledger.answers.set()
+        await opened(stage)
+        took_ms = int(time.time() * 1000) - grant.admitted_at_ms
+        for _ in range(2):
+            await stub.Settle(make.ended(grant, usage=usage, duration_ms=took_ms), timeout=5)
+        state = await looked(stub, make)
+        day, minute = state.limits
+        assert (day.requests.used, day.tokens.used, day.tokens.reserved) == (1, 77, 0)
+        assert (minute.requests.used, state.in_flight) == (1, 0)
+
+
+async def test_a_renewed_lease_of_a_dead_gateway_counts_once_though_the_ledger_had_its_row(stage, make):
+    stub = await serving(stage, make, limits=[make.limit("Day", requests=10, tokens=1000)])
+    usage = TokenUsage(input_tokens=70, output_tokens=7)
+    async with Gateway(stub) as gateway:
+        gateway.leases = [(await stub.Admit(make.ask("ada"), timeout=5)).grant]
+        [grant] = gateway.leases
+        stage.ledger.counters, stage.ledger.rows = [bucket(1, 77)], [row_of(grant, usage)]
+        stage.redis.cli("FLUSHALL")
+        await opened(stage)
+    assert (await looked(stub, make)).in_flight == 1
+    expire(stage, grant.lease_id)
+    [day] = (await until_free(stub, make)).limits
+    assert (day.requests.used, day.tokens.used, day.tokens.reserved) == (1, 77, 0)
+
+
+async def test_a_lease_that_nobody_knows_after_a_restart_is_charged_and_told_to_the_ledger(stage, make):
+    """Its gateway died with the former epoch: there is neither a heartbeat nor a settlement, and the row comes late."""
+    stub = await serving(stage, make, limits=[make.limit("Day", requests=10, tokens=1000)])
+    grant = (await stub.Admit(make.ask("ada"), timeout=5)).grant
+    beat = pb.LeaseBeat(
+        lease_id=grant.lease_id, lease_token=grant.lease_token, usage=TokenUsage(input_tokens=40), output_tokens=12,
+    )
+    await stub.Heartbeat(pb.HeartbeatRequest(leases=[beat]), timeout=5)
+    await asyncio.sleep(1.2)  # the append-only file is synced every second
+    stage.redis.kill()
+    stage.redis.start()
+    await eventually(lambda: stage.redis.cli("HLEN", "sb:former") == "1", 30)
+    await opened(stage)
+    assert (await looked(stub, make)).limits[0].requests.used == 0
+    former = stage.redis.cli("HKEYS", "sb:former")[2:-2]
+    stage.redis.cli("HSET", "sb:former", former, "1")
+    await eventually(lambda: stage.redis.cli("HLEN", "sb:former") == "0")
+    [event] = stage.ledger.events
+    assert (event.lease_id, event.outcome) == (grant.lease_id, OUTCOME_ORPHANED)
+    [day] = (await looked(stub, make)).limits
+    assert (day.requests.used, day.tokens.used, day.tokens.reserved) == (1, 52, 0)
+    assert stage.redis.keys(f"sb:{former}:*") == []
+    # The gateway was only cut off: what it says is believed, once.
+    await stub.Settle(make.ended(grant, usage={"input_tokens": 40, "output_tokens": 20}), timeout=5)
+    [day] = (await looked(stub, make)).limits
+    assert (day.requests.used, day.tokens.used) == (1, 60)
+
+
+def account_bucket(name: str, requests: int, taken: int = 0, given: int = 0) -> up.AccountBucket:
+    start = time.time_ns() // 1_000_000 - 5_000
+    return up.AccountBucket(
+        account_id=f"default/{name}", start_ms=start - start % 1_000, width_ms=1_000, requests=requests,
+        input_tokens=taken, output_tokens=given,
+    )
+
+
+async def test_caps_of_accounts_are_healed_from_the_ledger(stage, make):
+    """Those of a limit group from all its accounts, and with what runs."""
+    group = {"limitGroup": "default/org", "limits": [{"per": "Minute", "requests": 10}, {"per": "Day", "inputTokens": 2000}]}
+    stub = await stage.add()
+    await stage.put(
+        make.account("a", **group), make.account("b", **group), make.pool("default", "a", "b"), make.key("ada"),
+    )
+    async with Gateway(stub) as gateway:
+        gateway.leases = [(await stub.Admit(make.ask("ada"), timeout=5)).grant]
+        stage.ledger.accounts = [account_bucket("a", 4, 300, 5), account_bucket("b", 3, 350, 5)]
+        stage.redis.cli("FLUSHALL")
+        await opened(stage)
+        [minute] = stage.redis.keys("sb:*:c:a:default/org:Minute")
+        [day] = stage.redis.keys("sb:*:c:a:default/org:Day")
+        assert stage.redis.cli("HMGET", minute, "u1", "u2") == "['8', '0']"
+        assert stage.redis.cli("HMGET", day, "u1", "u2", "r2") == "['0', '650', '100']"
+        answers = [await stub.Admit(make.ask("ada"), timeout=5) for _ in range(3)]
+        assert [a.HasField("grant") for a in answers] == [True, True, False]
+        assert answers[2].denial.error_code == "pool_limited"
+
+
+async def test_a_key_whose_document_comes_back_after_a_flush_has_its_counters(stage, make):
+    limits = [
+        make.limit("Minute", requests=10), make.limit("Day", tokens=1000), make.limit("Total", costUSD="1", since="2020-01-01T00:00:00Z"),
+    ]
+    stub = await serving(stage, make, limits=limits)
+    other = await stage.add()
+    await stage.delete("RelayKey", "ada")
+    stage.ledger.counters = [bucket(4, 300, 200_000_000), bucket(3, 50, 1, age_ms=90_000)]
+    stage.redis.cli("FLUSHALL")
+    await opened(stage)
+    for _ in range(2):  # the second time its counters are there
+        await stage.put(make.key("ada", limits=limits), at=1)
+        state = await looked(other, make)
+        minute, day, total = state.limits
+        assert (minute.requests.used, day.tokens.used, total.cost_nano_usd.used) == (4, 350, 200_000_001)
+        await stage.delete("RelayKey", "ada", at=1)
+    await stage.put(make.key("ada", limits=limits), at=1)
+    grant = (await stub.Admit(make.ask("ada"), timeout=5)).grant
+    await stub.Settle(make.ended(grant, usage={"input_tokens": 10}), timeout=5)
+    minute, day, _ = (await looked(stub, make)).limits
+    assert (minute.requests.used, day.tokens.used) == (5, 360)
+
+
+async def test_an_account_whose_document_comes_back_after_a_flush_has_its_counters(stage, make):
+    capped = make.account("a", limits=[{"per": "Hour", "requests": 5}])
+    stub = await stage.add()
+    await stage.put(make.pool("default", "a"), make.key("ada"))
+    stage.ledger.accounts = [account_bucket("a", 4)]
+    stage.redis.cli("FLUSHALL")
+    await opened(stage)
+    await stage.put(capped)
+    assert (await stub.Admit(make.ask("ada"), timeout=5)).HasField("grant")
+    assert (await stub.Admit(make.ask("ada"), timeout=5)).denial.error_code == "pool_limited"
+
+
+async def test_recreating_a_name_keeps_its_counters(stage, make):
+    limits = [make.limit("Hour", requests=2)]
+    stub = await serving(stage, make, limits=limits)
+    for _ in range(2):
+        assert (await stub.Admit(make.ask("ada"), timeout=5)).HasField("grant")
+        await stage.delete("RelayKey", "ada")
+        assert (await stub.Admit(make.ask("ada"), timeout=5)).denial.error_code == "key_invalid"
+        await stage.put(make.key("ada", limits=limits))
+    assert (await stub.Admit(make.ask("ada"), timeout=5)).denial.error_code == "key_limit_requests"
 
 
 async def test_an_attempt_that_ended_after_the_ledger_was_asked_is_counted(stage, make):

@@ -223,9 +223,10 @@ def days_since_1970(day: str) -> int:
 
 
 def check_counters(store: Store, expected: dict[tuple[str, int], Expected]) -> None:
-    buckets, _ = store.queries.counters(CountersQuery(now_ms=NOW))
+    answer = store.queries.counters(CountersQuery(now_ms=NOW))
     minute = NOW // MINUTE * MINUTE
     sums: dict[tuple[int, int, str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
+    of_accounts: dict[tuple[int, int, str], list[int]] = defaultdict(lambda: [0, 0, 0])
     for (_, attempt), row in expected.items():
         at = row.event.admitted_at_ms
         width = 1000 if at >= minute - 2 * MINUTE else MINUTE if at >= minute - 2 * HOUR else DAY
@@ -234,8 +235,17 @@ def check_counters(store: Store, expected: dict[tuple[str, int], Expected]) -> N
             total[0] += attempt == 1 and row.event.route == "messages"
             total[1] += sum(row.tokens[:4])
             total[2] += row.cost
+            if row.event.account_id:
+                is_limited = row.event.route == "messages" or (width > 1000 and attempt > 1)
+                taken, given, *written, _ = row.tokens[:5]
+                of_account = of_accounts[width, at // width * width, row.event.account_id]
+                for i, amount in enumerate((is_limited, taken + sum(written), given)):
+                    of_account[i] += amount
+    assert of_accounts == {
+        (b.width_ms, b.start_ms, b.account_id): [b.requests, b.input_tokens, b.output_tokens] for b in answer.accounts
+    }
     found: dict[tuple[int, int, str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
-    for bucket in buckets:
+    for bucket in answer.counters:
         total = found[bucket.width_ms, bucket.start_ms, bucket.key_id, bucket.model]
         for i, amount in enumerate((bucket.requests, bucket.tokens, bucket.cost_nano_usd)):
             total[i] += amount
@@ -274,6 +284,33 @@ def test_minutes_are_forgotten_and_the_rest_stays(store: Store) -> None:
     store.ledger.forget_minutes(NOW)
     with store.writer.begin() as connection:
         assert sorted(connection.execute(select(rollups.c.width_ms)).scalars()) == [HOUR, DAY]
+
+
+def test_counters_name_the_attempts_that_may_be_settled_yet(store: Store) -> None:
+    """Those that ended since, orphans, and all of gateways that did not deliver."""
+    store.clear()
+    ok, orphaned = c.OUTCOME_OK, c.OUTCOME_ORPHANED
+    usage = c.TokenUsage(input_tokens=3, output_tokens=4, cache_write_1h_tokens=5)
+    for name, outcome, admitted_ms, duration_ms, gateway in (
+        ("before", ok, NOW - 60_000, 49_999, "g1"), ("at-once", ok, NOW - 60_000, 50_000, "g1"),
+        ("hour-long", ok, NOW - HOUR, HOUR - 5_000, "g1"), ("orphan", orphaned, NOW - HOUR, 1, "g1"),
+        ("of-another", ok, NOW - HOUR, 1, "g2"), ("long-ago", ok, NOW - 3 * HOUR, 1, "g2"),
+        ("denied", c.OUTCOME_DENIED, NOW, 0, "g2"),
+    ):
+        event = AttemptEvent(
+            request_id=name, attempt=0 if outcome == c.OUTCOME_DENIED else 1, key_id="k", route="messages",
+            outcome=outcome, had_content=True, usage=usage, admitted_at_ms=admitted_ms, duration_ms=duration_ms,
+            gateway_id=gateway,
+        )
+        assert normalise(event, NOW)
+        store.ledger.record([event])
+    query = CountersQuery(now_ms=NOW, ended_since_ms=NOW - 10_000, delivered=["g1"])
+    rows = {row.request_id: row for row in store.queries.counters(query).rows}
+    assert set(rows) == {"at-once", "hour-long", "orphan", "of-another"}
+    assert {(row.attempt, row.usage == usage) for row in rows.values()} == {(1, True)}
+    [at_once] = store.queries.requests(RequestsQuery(since_ms=NOW - 60_001, outcome="ok"))[:1]
+    assert rows["at-once"].cost_nano_usd == at_once.cost_nano_usd > 0
+    assert not store.queries.counters(CountersQuery(now_ms=NOW)).rows
 
 
 numbers = st.one_of(st.integers(-(2**63), 2**63 - 1), st.sampled_from([0, -1, 2**63 - 1, -(2**63)]))

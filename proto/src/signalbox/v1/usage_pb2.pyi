@@ -97,18 +97,20 @@ class QueryRequest(_message.Message):
     def __init__(self, requests: _Optional[_Union[RequestsQuery, _Mapping]] = ..., usage: _Optional[_Union[UsageQuery, _Mapping]] = ..., explain: _Optional[_Union[ExplainQuery, _Mapping]] = ..., counters: _Optional[_Union[CountersQuery, _Mapping]] = ...) -> None: ...
 
 class QueryResponse(_message.Message):
-    __slots__ = ("rows", "usage", "counters", "facts", "as_of_ms")
+    __slots__ = ("rows", "usage", "counters", "facts", "as_of_ms", "accounts")
     ROWS_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
     COUNTERS_FIELD_NUMBER: _ClassVar[int]
     FACTS_FIELD_NUMBER: _ClassVar[int]
     AS_OF_MS_FIELD_NUMBER: _ClassVar[int]
+    ACCOUNTS_FIELD_NUMBER: _ClassVar[int]
     rows: _containers.RepeatedCompositeFieldContainer[LedgerRow]
     usage: _containers.RepeatedCompositeFieldContainer[UsageRow]
     counters: _containers.RepeatedCompositeFieldContainer[CounterBucket]
     facts: _containers.RepeatedCompositeFieldContainer[Fact]
     as_of_ms: int
-    def __init__(self, rows: _Optional[_Iterable[_Union[LedgerRow, _Mapping]]] = ..., usage: _Optional[_Iterable[_Union[UsageRow, _Mapping]]] = ..., counters: _Optional[_Iterable[_Union[CounterBucket, _Mapping]]] = ..., facts: _Optional[_Iterable[_Union[Fact, _Mapping]]] = ..., as_of_ms: _Optional[int] = ...) -> None: ...
+    accounts: _containers.RepeatedCompositeFieldContainer[AccountBucket]
+    def __init__(self, rows: _Optional[_Iterable[_Union[LedgerRow, _Mapping]]] = ..., usage: _Optional[_Iterable[_Union[UsageRow, _Mapping]]] = ..., counters: _Optional[_Iterable[_Union[CounterBucket, _Mapping]]] = ..., facts: _Optional[_Iterable[_Union[Fact, _Mapping]]] = ..., as_of_ms: _Optional[int] = ..., accounts: _Optional[_Iterable[_Union[AccountBucket, _Mapping]]] = ...) -> None: ...
 
 class RequestsQuery(_message.Message):
     __slots__ = ("key_id", "account_id", "since_ms", "until_ms", "last", "with_denials", "outcome", "before")
@@ -161,10 +163,14 @@ class ExplainQuery(_message.Message):
     def __init__(self, request_id: _Optional[str] = ...) -> None: ...
 
 class CountersQuery(_message.Message):
-    __slots__ = ("now_ms",)
+    __slots__ = ("now_ms", "ended_since_ms", "delivered")
     NOW_MS_FIELD_NUMBER: _ClassVar[int]
+    ENDED_SINCE_MS_FIELD_NUMBER: _ClassVar[int]
+    DELIVERED_FIELD_NUMBER: _ClassVar[int]
     now_ms: int
-    def __init__(self, now_ms: _Optional[int] = ...) -> None: ...
+    ended_since_ms: int
+    delivered: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, now_ms: _Optional[int] = ..., ended_since_ms: _Optional[int] = ..., delivered: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class CounterBucket(_message.Message):
     __slots__ = ("key_id", "model", "served_model", "start_ms", "width_ms", "requests", "tokens", "cost_nano_usd", "sent_model")
@@ -187,6 +193,22 @@ class CounterBucket(_message.Message):
     cost_nano_usd: int
     sent_model: str
     def __init__(self, key_id: _Optional[str] = ..., model: _Optional[str] = ..., served_model: _Optional[str] = ..., start_ms: _Optional[int] = ..., width_ms: _Optional[int] = ..., requests: _Optional[int] = ..., tokens: _Optional[int] = ..., cost_nano_usd: _Optional[int] = ..., sent_model: _Optional[str] = ...) -> None: ...
+
+class AccountBucket(_message.Message):
+    __slots__ = ("account_id", "start_ms", "width_ms", "requests", "input_tokens", "output_tokens")
+    ACCOUNT_ID_FIELD_NUMBER: _ClassVar[int]
+    START_MS_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_MS_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    INPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    account_id: str
+    start_ms: int
+    width_ms: int
+    requests: int
+    input_tokens: int
+    output_tokens: int
+    def __init__(self, account_id: _Optional[str] = ..., start_ms: _Optional[int] = ..., width_ms: _Optional[int] = ..., requests: _Optional[int] = ..., input_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ...) -> None: ...
 
 class Fact(_message.Message):
     __slots__ = ("kind", "key_id", "name", "at_ms")

@@ -12,6 +12,7 @@ from signalbox.core.telemetry import Readiness, TelemetryServer
 from signalbox.scheduler.adapters.dispatch import Dispatcher
 from signalbox.scheduler.adapters.gate import NEED, Gate
 from signalbox.scheduler.adapters.live import LiveRefresher
+from signalbox.scheduler.adapters.owed import Owed
 from signalbox.scheduler.adapters.prices import BookPrices
 from signalbox.scheduler.adapters.reaper import Reaper
 from signalbox.scheduler.adapters.recovery import Recovery
@@ -65,7 +66,8 @@ class Room:
         self._channel = rpc.connect(settings, settings.usage_address)
         usage = UsageClient(self._channel, instance_id())
         metrics = Metrics(metrics_registry)
-        registry = Registry(self.store, self.view, usage)
+        owed = Owed(self.store)
+        registry = Registry(self.store, self.view, usage, owed)
         self.dispatcher = dispatcher = Dispatcher(
             self.store, self.view, registry, usage=usage, gate=self.gate, observe=metrics.decided,
             waited=metrics.waited,
@@ -76,7 +78,7 @@ class Room:
         )
         recovery = Recovery(
             self.store, self.view, registry=registry, usage=usage, sessions=self._sessions, gate=self.gate,
-            reaper=reaper, journal_wait_s=settings.journal_wait_s,
+            reaper=reaper, owed=owed, journal_wait_s=settings.journal_wait_s,
         )
         live = LiveRefresher(
             self.store, self.view, registry, gate=self.gate, queue=dispatcher.queue, refresh_s=settings.refresh_s,

@@ -16,7 +16,7 @@ from signalbox.scheduler.adapters.gate import Gate
 from signalbox.scheduler.adapters.store import LostState, Operation, Store, pairs
 from signalbox.scheduler.adapters.usage import UsageClient
 from signalbox.scheduler.domain.operations import Reap
-from signalbox.scheduler.domain.settling import as_billed, orphan
+from signalbox.scheduler.domain.settling import as_billed, as_settlement, orphan
 from signalbox.scheduler.domain.view import View
 from signalbox.v1.usage_pb2 import AttemptEvent
 
@@ -80,13 +80,13 @@ class Reaper:
             if len(operations) < _PAGE:
                 return reaped
 
-    async def _reapings(self, orphans: list[tuple[Reap, AttemptEvent]]) -> list[Operation]:
+    async def _reapings(self, orphans: list[tuple[Reap, AttemptEvent]]) -> list[tuple[Reap, bytes, bytes]]:
         """Put orphans into the ledger; return their reaping at what it bills, nothing while it may soon answer."""
         if not orphans:
             return []
         try:
             await self._usage.ingest([event for _, event in orphans])
-            operations: list[Operation] = []
+            operations: list[tuple[Reap, bytes, bytes]] = []
             for reap, event in orphans:
                 row = (await self._usage.attempts(event.request_id)).get(event.attempt)
                 operations.append((as_billed(reap, event, row) if row is not None else reap, b"", b""))
@@ -112,22 +112,36 @@ class Reaper:
         await self._store.command("HSET", FORMER, epoch, self._store.now_ms() + _FORMER_WAIT_MS)
 
     async def reap_former(self) -> None:
-        """Turn leases of earlier epochs, which nobody renewed or settled, into orphans; they charge no counter."""
+        """Turn leases of earlier epochs that nobody renewed or settled into orphans. Raises Unavailable, LostState."""
         for name, due in pairs(await self._store.command("HGETALL", FORMER)):
             epoch = name.decode()
             if int(due) > self._store.now_ms() or epoch == self._store.epoch:
                 continue
-            await self._orphan_former(epoch)
-            await self._store.command("HDEL", FORMER, epoch)
+            if await self._orphan_former(epoch):
+                await self._drop(epoch)
+                await self._store.command("HDEL", FORMER, epoch)
 
-    async def _orphan_former(self, epoch: str) -> None:
-        leases = dict(pairs(await self._store.command("HGETALL", f"sb:{epoch}:leases")))
-        for lease, token in leases.items():
-            if lease.startswith(b"beat:"):
-                continue
-            beat = leases.get(b"beat:" + lease, b"")
-            _, event = orphan(self._view, lease.decode(), token, beat, self._store.now_ms())
-            await self._store.command("HSET", ORPHANS, lease, event.SerializeToString())
+    async def _orphan_former(self, epoch: str) -> bool:
+        """Settle the leases of an epoch with what is known; return whether that could be done."""
+        kept = dict(pairs(await self._store.command("HGETALL", f"sb:{epoch}:leases")))
+        leases = [(lease, token) for lease, token in kept.items() if not lease.startswith(b"beat:")]
+        for start in range(0, len(leases), _PAGE):
+            page = leases[start : start + _PAGE]
+            now_ms = self._store.now_ms()
+            operations = await self._reapings([
+                orphan(self._view, lease.decode(), token, kept.get(b"beat:" + lease, b""), now_ms)
+                for lease, token in page
+            ])
+            settlements: list[Operation] = []
+            for (reap, event, _), (lease, token) in zip(operations, page, strict=False):
+                if event:
+                    await self._store.command("HSET", ORPHANS, lease, event)
+                settlements.append((as_settlement(reap), token, b""))
+            if not settlements or [b"closed"] in (await self._store.run(settlements))[1:]:
+                return False
+        return True
+
+    async def _drop(self, epoch: str) -> None:
         cursor: Any = 0
         while True:
             cursor, names = await self._store.command("SCAN", cursor, "MATCH", f"sb:{epoch}:*", "COUNT", 500)

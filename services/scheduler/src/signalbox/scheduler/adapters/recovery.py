@@ -6,16 +6,19 @@ One scheduler recovers at a time, under a lock; the others ask their gateways fo
 import asyncio
 import contextlib
 import secrets
+from typing import Any
 
 from signalbox.core import logs
 from signalbox.core.errors import Unavailable
 from signalbox.scheduler.adapters.gate import Gate
+from signalbox.scheduler.adapters.owed import Owed
 from signalbox.scheduler.adapters.reaper import Reaper
 from signalbox.scheduler.adapters.registry import Registry
 from signalbox.scheduler.adapters.sessions import Sessions
-from signalbox.scheduler.adapters.store import LostState, Operation, Store
+from signalbox.scheduler.adapters.store import LostState, Store
 from signalbox.scheduler.adapters.usage import UsageClient
-from signalbox.scheduler.domain.rebuilding import rebuild_operations
+from signalbox.scheduler.domain.policies import KEY
+from signalbox.scheduler.domain.rebuilding import by_object, rebuild_operations, told_operations
 from signalbox.scheduler.domain.view import View
 from signalbox.v1.scheduler_pb2 import ObjectEvent
 from signalbox.v1.usage_pb2 import Fact, QueryResponse
@@ -30,9 +33,6 @@ _LONGEST_PAUSE_S = 1.0
 _SETTLE_DOWN_S = 1.0
 _DOCUMENTS_WAIT_S = 20.0
 _PAGE = 200
-# An attempt that ended this long before the ledger was asked is in its answer; a later one may be counted twice,
-# which errs on the side of the limit.
-_LEDGER_LAG_MS = 300
 
 
 class Recovery:
@@ -40,7 +40,7 @@ class Recovery:
 
     def __init__(
         self, store: Store, view: View, *, registry: Registry, usage: UsageClient, sessions: Sessions, gate: Gate,
-        reaper: Reaper, journal_wait_s: float,
+        reaper: Reaper, owed: Owed, journal_wait_s: float,
     ) -> None:
         self._store = store
         self._view = view
@@ -49,6 +49,7 @@ class Recovery:
         self._sessions = sessions
         self._gate = gate
         self._reaper = reaper
+        self._owed = owed
         self._journal_wait_s = journal_wait_s
         self._epoch = ""
 
@@ -133,9 +134,9 @@ class Recovery:
         await self._restore_registry()
         await self._wait_for_documents(known)
         self._sessions.ask(epoch)
-        if former or self._sessions.gateways or known.counters:
+        if former or self._sessions.gateways or known.counters or known.accounts:
             await self._wait_for_journals(epoch)
-            known = await self._ask_ledger()
+            known = await self._ask_ledger(epoch)
         await self._rebuild(known)
         await self._store.one({"op": "finish", "id": epoch})
 
@@ -185,24 +186,36 @@ class Recovery:
                     await self._sessions.changed.wait()
         log.warning("journals_not_awaited", waited_s=self._journal_wait_s)
 
-    async def _ask_ledger(self) -> QueryResponse:
-        """Return what the ledger knows; note since when it may not know of attempts that have ended."""
-        now_ms = self._store.now_ms()
-        await self._store.command("HSET", "sb:epoch", "asked", now_ms - _LEDGER_LAG_MS)
-        return await self._usage.counters(now_ms)
+    async def _ask_ledger(self, epoch: str) -> QueryResponse:
+        """Return what the ledger knows, with the attempts in it that may be settled yet.
+
+        Those are found by what they say of themselves, not by when the ledger was asked: nothing that ends meanwhile
+        is counted twice, or not at all.
+        """
+        await self._store.command("SUNIONSTORE", f"sb:{epoch}:heard", f"sb:{epoch}:delivered")
+        heard = await self._store.command("SMEMBERS", f"sb:{epoch}:heard")
+        since_ms = int(await self._store.command("HGET", "sb:epoch", "asked"))
+        return await self._usage.counters(
+            self._store.now_ms(), ended_since_ms=since_ms, delivered=[name.decode() for name in heard],
+        )
 
     async def _rebuild(self, known: QueryResponse) -> None:
-        operations: list[Operation] = []
+        operations: list[dict[str, Any]] = []
         for fact in known.facts:
             name, kind = fact.key_id, "first"
             if fact.kind == Fact.LIMIT_SINCE:
                 name, kind = f"{fact.key_id}|{fact.name}", "since"
                 self._view.since_ms[name] = fact.at_ms
-            operations.append(({"op": "remember", "kind": kind, "name": name, "at": fact.at_ms}, b"", b""))
-        counters = rebuild_operations(
-            self._view.snapshot.keys, known.counters, self._view.since_ms,
-        )
-        operations += [(o, b"", b"") for o in counters]
+            operations.append({"op": "remember", "kind": kind, "name": name, "at": fact.at_ms})
+        operations += told_operations(known.rows)
+        snapshot = self._view.snapshot
+        parts = by_object(known)
+        for kind, object_id in [member for member in parts if member in snapshot.objects]:
+            policy = snapshot.keys[object_id] if kind == KEY else snapshot.accounts[object_id]
+            operations += rebuild_operations(policy, parts.pop((kind, object_id)), self._view.since_ms)
         for start in range(0, len(operations), _PAGE):
-            await self._store.run(operations[start : start + _PAGE])
-        log.info("counters_rebuilt", facts=len(known.facts), counters=len(counters))
+            await self._store.run([(o, b"", b"") for o in operations[start : start + _PAGE]])
+        log.info("counters_rebuilt", operations=len(operations), without_documents=len(parts))
+        await self._owed.keep(parts)
+        await self._registry.refresh()  # a document that came meanwhile was put before anything was owed to it
+        await self._owed.repay([snapshot.objects[member] for member in parts if member in snapshot.objects])

@@ -9,6 +9,7 @@ from typing import Any
 
 from signalbox.core import logs
 from signalbox.core.errors import Refused
+from signalbox.scheduler.adapters.owed import Owed
 from signalbox.scheduler.adapters.store import Operation, Store
 from signalbox.scheduler.adapters.transitions import Transitions
 from signalbox.scheduler.adapters.usage import UsageClient
@@ -47,8 +48,9 @@ class Watcher:
 class Registry:
     """This scheduler's access to the shared registry."""
 
-    def __init__(self, store: Store, view: View, usage: UsageClient) -> None:
+    def __init__(self, store: Store, view: View, usage: UsageClient, owed: Owed) -> None:
         self._store = store
+        self._owed = owed
         self._view = view
         self._usage = usage
         self._lock = asyncio.Lock()
@@ -84,14 +86,21 @@ class Registry:
     async def _write(self, operations: Sequence[Operation]) -> int:
         changed = 0
         for start in range(0, len(operations), _PAGE):
-            answers = await self._store.run(operations[start : start + _PAGE])
-            if any(a[0] == b"fenced" for a in answers[1:]):
-                raise Refused("fenced", "a newer writer has taken over; start again to take over from it")
-            changed += sum(a[0] != b"same" for a in answers[1:])
+            changed += await self._write_page(operations[start : start + _PAGE])
         await self.refresh()
         if changed:
             await self._store.publish(b"registry")
         return changed
+
+    async def _write_page(self, operations: Sequence[Operation]) -> int:
+        answers = [a[0] for a in (await self._store.run(operations))[1:]]
+        if b"fenced" in answers:
+            raise Refused("fenced", "a newer writer has taken over; start again to take over from it")
+        owed = [o for o, answer in zip(operations, answers, strict=True) if answer == b"owed"]
+        if owed:
+            await self._owed.repay([Object.FromString(data) for _, data, _ in owed])
+            answers += [a[0] for a in (await self._store.run([(_paid(o), data, rest) for o, data, rest in owed]))[1:]]
+        return sum(answer not in (b"same", b"owed") for answer in answers)
 
     async def republish(self) -> None:
         """Put everything that this scheduler knows, after Redis lost it."""
@@ -243,6 +252,10 @@ class Registry:
 def peek_operation(key_id: str, limits: Sequence[Any]) -> dict[str, Any]:
     """Return the operation that reads a key's counters."""
     return {"op": "peek", "key": key_id, "limits": [x.operand for x in limits]}
+
+
+def _paid(operation: Any) -> dict[str, Any]:
+    return {**operation, "paid": 1}
 
 
 def _beginning(name: str, at_ms: int) -> Fact:

@@ -38,9 +38,17 @@ class UsageClient:
         self._facts: list[Fact] = []
         self._wanted = asyncio.Event()
 
-    async def counters(self, now_ms: int) -> QueryResponse:
-        """Return all that rebuilds the limit counters as of `now_ms` (Redis time). Raises Unavailable."""
-        query = QueryRequest(counters=CountersQuery(now_ms=now_ms))
+    async def counters(
+        self, now_ms: int, *, ended_since_ms: int = 0, delivered: Sequence[str] = (),
+    ) -> QueryResponse:
+        """Return all that rebuilds the limit counters as of `now_ms` (Redis time). Raises Unavailable.
+
+        With `ended_since_ms` (Redis time) also the attempts in it that may be settled yet, where the gateways in
+        `delivered` have handed in their journals.
+        """
+        query = QueryRequest(
+            counters=CountersQuery(now_ms=now_ms, ended_since_ms=ended_since_ms, delivered=delivered),
+        )
         try:
             return await self._stub.Query(query, timeout=_QUERY_S)
         except grpc.aio.AioRpcError as e:

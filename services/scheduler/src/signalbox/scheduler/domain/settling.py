@@ -51,7 +51,7 @@ def settlement(view: View, request: SettleRequest) -> Settle:
     return Settle(
         id=request.lease_id, tokens=taken + given, cost=cost, input=taken, output=given,
         effect=_effect(request.effect), ok=int(well), gateway=asked.gateway_id,
-        ended=head.admitted_ms + request.duration_ms if request.duration_ms else 0, unused=int(request.unused),
+        ended=head.admitted_ms + request.duration_ms, unused=int(request.unused),
         windows=tuple(text for w in request.windows for text in (_window_field(w, head), write_window(w))),
     )
 
@@ -109,7 +109,13 @@ def as_billed(operation: Reap, event: AttemptEvent, row: LedgerRow) -> Reap:
     taken, given = billed_tokens(row.usage)
     return msgspec.structs.replace(
         operation, tokens=taken + given, cost=row.cost_nano_usd, input=taken, output=given,
+        ended=row.admitted_at_ms + row.duration_ms if row.admitted_at_ms else 0, gateway=event.gateway_id,
     )
+
+
+def as_settlement(operation: Reap) -> Settle:
+    """Return what settles a lease of an earlier epoch as `operation` would reap one of this."""
+    return Settle(**msgspec.structs.asdict(operation))
 
 
 def write_window(window: Window) -> str:

@@ -5,19 +5,18 @@ Blocking; runs in the readers' threads.
 
 from typing import Any
 
-from sqlalchemy import Engine, Select, select, tuple_
+from sqlalchemy import Connection, Engine, Select, or_, select, tuple_
 
 from signalbox.usage.adapters import sums
 from signalbox.usage.adapters.ledger import fact_of
 from signalbox.usage.adapters.schema import attempts, facts
-from signalbox.usage.domain.rows import Row, outcome_of
-from signalbox.v1.common_pb2 import TokenUsage
+from signalbox.usage.domain.rows import OUTCOME_NAMES, Row, outcome_of
+from signalbox.v1.common_pb2 import OUTCOME_ORPHANED, TokenUsage
 from signalbox.v1.usage_pb2 import (
-    CounterBucket,
     CountersQuery,
     ExplainQuery,
-    Fact,
     LedgerRow,
+    QueryResponse,
     RequestsQuery,
     UsageQuery,
     UsageRow,
@@ -25,10 +24,13 @@ from signalbox.v1.usage_pb2 import (
 
 DEFAULT_LAST = 50
 MAX_LAST = 10_000
-_USAGE = (
+MAX_UNSETTLED = 100_000
+UNSETTLED_MS = 2 * 3_600_000
+"""How long after its admission an attempt may still be settled."""
+_TOKENS = (
     "input_tokens", "output_tokens", "cache_write_5m_tokens", "cache_write_1h_tokens", "cache_read_tokens",
-    "web_search_requests", "service_tier", "inference_geo", "speed",
 )
+_USAGE = (*_TOKENS, "web_search_requests", "service_tier", "inference_geo", "speed")
 _SAME = tuple(
     name for name in LedgerRow.DESCRIPTOR.fields_by_name if name not in ("outcome", "usage") and name in Row._fields
 )
@@ -73,15 +75,43 @@ class Queries:
         with self._engine.begin() as connection:
             return sums.usage(connection, query)
 
-    def counters(self, query: CountersQuery) -> tuple[list[CounterBucket], list[Fact]]:
-        """Return the buckets that rebuild limit counters (see periods.counter_spans) and all facts."""
-        with self._engine.begin() as connection:
-            kept = [fact_of(row) for row in connection.execute(select(facts))]
-            return sums.counters(connection, query.now_ms), kept
+    def counters(self, query: CountersQuery) -> QueryResponse:
+        """Return the buckets that rebuild limit counters (see periods.counter_spans), all facts, and the attempts
+        among them that may yet be settled, all as of one instant.
+        """
+        with self._engine.connect() as connection:
+            if connection.dialect.name == "postgresql":  # SQLite reads one state of the database anyway
+                connection.execution_options(isolation_level="REPEATABLE READ")
+            with connection.begin():
+                return QueryResponse(
+                    counters=sums.counters(connection, query.now_ms),
+                    accounts=sums.account_counters(connection, query.now_ms),
+                    facts=[fact_of(row) for row in connection.execute(select(facts))],
+                    rows=_unsettled(connection, query) if query.ended_since_ms else (),
+                )
 
     def _rows(self, query: Select[Any]) -> list[LedgerRow]:
         with self._engine.begin() as connection:
             return [ledger_row(Row._make(row)) for row in connection.execute(query)]
+
+
+def _unsettled(connection: Connection, query: CountersQuery) -> list[LedgerRow]:
+    t = attempts.c
+    ended_ms = t.admitted_at_ms + t.duration_ms
+    found = select(t.request_id, t.attempt, t.cost_nano_usd, *(t[name] for name in _TOKENS)).where(
+        t.attempt > 0, t.admitted_at_ms >= query.ended_since_ms - UNSETTLED_MS,
+        or_(
+            ended_ms >= query.ended_since_ms, t.outcome == OUTCOME_NAMES[OUTCOME_ORPHANED],
+            t.gateway_id.not_in(list(query.delivered)),
+        ),
+    ).order_by(t.admitted_at_ms.desc()).limit(MAX_UNSETTLED)
+    return [
+        LedgerRow(
+            request_id=row.request_id, attempt=row.attempt, cost_nano_usd=row.cost_nano_usd,
+            usage=TokenUsage(**{name: getattr(row, name) for name in _TOKENS}),
+        )
+        for row in connection.execute(found)
+    ]
 
 
 def ledger_row(row: Row) -> LedgerRow:

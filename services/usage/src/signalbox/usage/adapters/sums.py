@@ -13,7 +13,7 @@ from signalbox.usage.adapters.schema import attempts, rollups
 from signalbox.usage.domain.periods import Span, counter_spans, cover
 from signalbox.usage.domain.rollups import DAY_MS, MINUTE_MS
 from signalbox.usage.domain.rows import MESSAGES_ROUTE
-from signalbox.v1.usage_pb2 import CounterBucket, UsageQuery, UsageRow
+from signalbox.v1.usage_pb2 import AccountBucket, CounterBucket, UsageQuery, UsageRow
 
 _LIMB = 10**9
 _TOKENS = (
@@ -72,6 +72,26 @@ def counters(connection: Connection, now_ms: int) -> list[CounterBucket]:
     return buckets
 
 
+def account_counters(connection: Connection, now_ms: int) -> list[AccountBucket]:
+    """Return what rebuilds the counters of accounts' known caps as of `now_ms`: buckets as those of `counters`."""
+    buckets: list[AccountBucket] = []
+    for span in counter_spans(now_ms):
+        groups: Groups = {}
+        for part in _kept_parts(span):
+            source = _Source(part)
+            t = source.table.c
+            group = [source.when - source.when % _constant(span.width_ms), t.account_id]
+            written = t.cache_write_5m_tokens + t.cache_write_1h_tokens
+            amounts = [source.limited_attempts, t.input_tokens + written, t.output_tokens]
+            _add(groups, source.sums(connection, group, amounts, [t.account_id != _NO_TEXT]))
+        for (start_ms, account_id), (requests, taken, given, _) in sorted(groups.items()):
+            buckets.append(AccountBucket(
+                account_id=account_id, start_ms=start_ms, width_ms=span.width_ms, requests=requests,
+                input_tokens=taken, output_tokens=given,
+            ))
+    return buckets
+
+
 def _kept_parts(span: Span) -> list[Span]:
     """Return `span` of counters as spans of what is kept: minutes are, seconds are not, days end within a day."""
     if span.width_ms == MINUTE_MS:
@@ -94,6 +114,11 @@ class _Source:
         self.requests: ColumnElement[int] = t.requests if self._rolled_up else _one_if(first)
         self.limited_requests: ColumnElement[int] = (
             t.limited_requests if self._rolled_up else _one_if(and_(first, attempts.c.route == MESSAGES_ROUTE))
+        )
+        # Roll-ups do not tell a free route's later attempts from others: accounts' caps count those too.
+        self.limited_attempts: ColumnElement[int] = (
+            t.attempts - t.requests + t.limited_requests if self._rolled_up
+            else _one_if(attempts.c.route == MESSAGES_ROUTE)
         )
 
     def dimension(self, name: str) -> ColumnElement[Any]:

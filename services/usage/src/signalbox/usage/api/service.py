@@ -77,8 +77,9 @@ class UsageService(UsageServicer):
             usage = await self._read(context, lambda: self._queries.usage(request.usage))
             return pb.QueryResponse(usage=usage, as_of_ms=as_of_ms)
         if kind == "counters":
-            buckets, facts = await self._read(context, lambda: self._queries.counters(request.counters))
-            return pb.QueryResponse(counters=buckets, facts=facts, as_of_ms=as_of_ms)
+            answer = await self._read(context, lambda: self._queries.counters(request.counters))
+            answer.as_of_ms = as_of_ms
+            return answer
         await _refuse(context, "a query asks for requests, usage, explain or counters")
         raise AssertionError("abort raises")
 

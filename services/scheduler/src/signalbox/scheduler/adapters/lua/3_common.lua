@@ -10,7 +10,7 @@ local VERSIONS = 'sb:versions'
 local DIRTY = 'sb:dirty' -- accounts by the time they last changed
 
 local registry_version -- of the running call
-local epoch, asked_ms, gateways_delivered -- of the running call; see 8_batch.lua
+local epoch, asked_ms, was_heard -- of the running call; see 8_batch.lua
 -- Keys that are known to have a first use in this epoch, so that it need not be looked up for each request.
 local known_first, known_first_count = {}, 0
 local touched -- accounts that the running call changed

@@ -1,8 +1,9 @@
 -- Settling: reservations become facts, once, whatever was lost or came too late; what it means for the account.
 
--- Whether the ledger's answer, from which the counters were rebuilt, already held an attempt of an earlier epoch.
+-- Whether the ledger's answer, from which the counters were rebuilt, held an attempt of an earlier epoch without naming
+-- it: one that ended long before, of a gateway whose journal the ledger had. All others that it held were named.
 local function was_in_ledger(head, q)
-  return head.e ~= epoch and q.ended > 0 and q.ended < asked_ms and gateways_delivered(q.gateway)
+  return head.e ~= epoch and q.ended > 0 and q.ended < asked_ms and was_heard(q.gateway)
 end
 
 -- Turns reservations into facts. `counted` and `reserved` say which parts of the charges the counters hold now.
@@ -27,8 +28,26 @@ local function tombstone(id)
   return own('tomb:' .. id)
 end
 
+local function set_tombstone(id, facts)
+  redis.call('SET', tombstone(id), cmsgpack.pack(facts), 'PX', TOMB_TTL_MS)
+end
+
 local function bury(q)
-  redis.call('SET', tombstone(q.id), cmsgpack.pack({q.tokens, q.cost, q.input, q.output}), 'PX', TOMB_TTL_MS)
+  set_tombstone(q.id, {q.tokens, q.cost, q.input, q.output})
+end
+
+-- What `q` tells beyond what was charged already, as its tombstone says.
+local function difference(q, tomb)
+  local charged = cmsgpack.unpack(tomb)
+  return {q.tokens - charged[1], q.cost - charged[2], q.input - charged[3], q.output - charged[4]}
+end
+
+-- Attempts that the rebuilt counters hold and that may be settled yet: {lease, tokens, nano-dollars, input, output}.
+local function told(q)
+  for _, row in ipairs(q.rows) do
+    set_tombstone(row[1], {row[2], row[3], row[4], row[5]})
+  end
+  return {'told'}
 end
 
 -- Counters that a recreated lease or a late settlement is charged to may not exist yet.
@@ -42,19 +61,14 @@ local function ensure_counters(head, now)
 end
 
 local function settle_unknown(q, head, now)
-  local facts = {q.tokens, q.cost, q.input, q.output}
-  local before = redis.call('GET', tombstone(q.id))
-  if before then -- the reaper was there first; only the difference counts
-    local charged = cmsgpack.unpack(before)
-    for i = 1, 4 do
-      facts[i] = facts[i] - charged[i]
-    end
-    charge(head, facts, 0, false)
+  local tomb = redis.call('GET', tombstone(q.id))
+  if tomb then -- the reaper was there first, or the ledger; only the difference counts
+    charge(head, difference(q, tomb), 0, false)
   elseif head.e ~= epoch then
     redis.call('HDEL', 'sb:' .. head.e .. ':leases', q.id)
     if q.unused ~= 1 and not was_in_ledger(head, q) then
       ensure_counters(head, now)
-      charge(head, facts, 1, false)
+      charge(head, {q.tokens, q.cost, q.input, q.output}, 1, false)
     end
   else
     return {'known'}
@@ -78,7 +92,10 @@ local function settle(q, token, now, keep_slot)
     count('k:' .. head.key, -1)
   end
   local running = count('a:' .. head.account, -1)
-  if q.unused == 1 or was_in_ledger(head, q) then -- no row will tell of it, or one has told already
+  local tomb = head.e ~= epoch and redis.call('GET', tombstone(q.id))
+  if tomb and q.unused ~= 1 then -- the ledger had told of it before it was recreated, or after
+    charge(head, difference(q, tomb), -1, true)
+  elseif q.unused == 1 or was_in_ledger(head, q) then -- no row will tell of it, or one has told already
     charge(head, {0, 0, 0, 0}, -1, true)
   else
     charge(head, {q.tokens, q.cost, q.input, q.output}, 0, true)

@@ -30,6 +30,9 @@ local function put(q, object)
   if redis.call('HGET', 'sb:objects', member) == object then
     return {'same'}
   end
+  if q.paid ~= 1 and redis.call('HEXISTS', own('owed'), member) == 1 then
+    return {'owed'}
+  end
   redis.call('HSET', 'sb:objects', member, object)
   redis.call('HSET', VERSIONS, member, log_change(member))
   redis.call('ZREM', GONE, member)
@@ -130,4 +133,14 @@ local function rebuild(q, now)
     end
   end
   return {'rebuilt'}
+end
+
+-- Rebuilds the counters of an object that had no document when all were rebuilt, once.
+local function repay(q, now)
+  if redis.call('HDEL', own('owed'), q.member) == 1 then
+    for _, counter in ipairs(q.counters) do
+      rebuild(counter, now)
+    end
+  end
+  return {'repaid'}
 end

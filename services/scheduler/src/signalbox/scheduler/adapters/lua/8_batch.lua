@@ -8,9 +8,13 @@ local function run_id()
   return string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
 end
 
-function gateways_delivered(gateway)
-  return redis.call('SISMEMBER', own('delivered'), gateway) == 1
+-- Whether the ledger had a gateway's journal when it was asked.
+function was_heard(gateway)
+  return redis.call('SISMEMBER', own('heard'), gateway) == 1
 end
+
+-- A gateway's journal, when it is asked for, holds every attempt that ended this long before an epoch began.
+local JOURNALLED_MS = 60000
 
 -- Confirms the stored epoch where this server process has been the one that held it all the time.
 local function confirm()
@@ -24,7 +28,8 @@ end
 
 -- Begins a new epoch; heartbeats may recreate leases from now on, admission waits for `finish`.
 local function begin(q, now)
-  redis.call('HSET', 'sb:epoch', 'id', q.id, 'run', run_id(), 'state', 'recovering', 'asked', now, 'waiting', 0)
+  redis.call('HSET', 'sb:epoch', 'id', q.id, 'run', run_id(), 'state', 'recovering', 'asked', now - JOURNALLED_MS,
+    'waiting', 0)
   confirmed = q.id
   return {'recovering', q.id}
 end
@@ -59,6 +64,8 @@ local ALWAYS = {
   remember = remember,
   since = since,
   rebuild = rebuild,
+  repay = repay,
+  told = told,
   finish = finish,
 }
 
