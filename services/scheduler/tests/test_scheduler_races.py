@@ -126,6 +126,28 @@ async def test_estimates_learn_from_what_was_used(stage, make):
     assert (tokens.used, tokens.reserved) == (100, 100)
 
 
+async def test_schedulers_share_what_requests_have_used(stage, make):
+    """One that starts later knows it too."""
+    stubs = await two_schedulers(stage, make, limits=[make.limit("Day", tokens=1_000_000)])
+
+    async def reserves(stub) -> int:
+        grant = (await stub.Admit(make.ask("ada", input_bytes=4000, max_tokens=64_000), timeout=5)).grant
+        reserved = (await looked(stub, make)).limits[0].tokens.reserved
+        await stub.Settle(make.ended(grant, unused=True), timeout=5)
+        return reserved
+
+    async def until_known(stub) -> None:
+        async with asyncio.timeout(10):
+            while await reserves(stub) != 100:
+                await asyncio.sleep(0.05)
+
+    assert await reserves(stubs[1]) == 1000 + 4096
+    first = (await stubs[0].Admit(make.ask("ada"), timeout=5)).grant
+    await stubs[0].Settle(make.ended(first, usage=USAGE, served_model="claude-sonnet-4-5"), timeout=5)
+    await until_known(stubs[1])
+    await until_known(await stage.add())
+
+
 async def test_a_retry_under_a_strict_limit_reserves_once(stage, make):
     stubs = await two_schedulers(stage, make, limits=[make.limit("Day", admission="Strict", tokens=250)])
     grant = (await stubs[0].Admit(make.ask("ada", input_bytes=200, max_tokens=100), timeout=5)).grant

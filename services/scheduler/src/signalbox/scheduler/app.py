@@ -17,6 +17,7 @@ from signalbox.scheduler.adapters.prices import BookPrices
 from signalbox.scheduler.adapters.reaper import Reaper
 from signalbox.scheduler.adapters.recovery import Recovery
 from signalbox.scheduler.adapters.registry import Registry
+from signalbox.scheduler.adapters.samples import Samples
 from signalbox.scheduler.adapters.sessions import Sessions
 from signalbox.scheduler.adapters.store import Store
 from signalbox.scheduler.adapters.usage import UsageClient
@@ -64,7 +65,8 @@ class Room:
         self.gate = Gate(self._readiness)
         self._sessions = Sessions()
         self._channel = rpc.connect(settings, settings.usage_address)
-        usage = UsageClient(self._channel, instance_id())
+        instance = instance_id()
+        usage = UsageClient(self._channel, instance)
         metrics = Metrics(metrics_registry)
         owed = Owed(self.store)
         registry = Registry(self.store, self.view, usage, owed)
@@ -81,7 +83,8 @@ class Room:
             reaper=reaper, owed=owed, journal_wait_s=settings.journal_wait_s,
         )
         live = LiveRefresher(
-            self.store, self.view, registry, gate=self.gate, queue=dispatcher.queue, refresh_s=settings.refresh_s,
+            self.store, self.view, registry, samples=Samples(self.store, self.view.estimates, instance),
+            gate=self.gate, queue=dispatcher.queue, refresh_s=settings.refresh_s,
         )
         self._service = SchedulerService(
             dispatcher, registry, live, sessions=self._sessions, gate=self.gate, store=self.store,

@@ -12,6 +12,7 @@ from signalbox.core.errors import Unavailable
 from signalbox.scheduler.adapters.gate import Gate
 from signalbox.scheduler.adapters.queue import Queue
 from signalbox.scheduler.adapters.registry import Registry
+from signalbox.scheduler.adapters.samples import Samples
 from signalbox.scheduler.adapters.store import EVENTS_CHANNEL, LostState, Store, pairs
 from signalbox.scheduler.domain.operations import decode_health
 from signalbox.scheduler.domain.policies import ACCOUNT
@@ -32,11 +33,13 @@ class LiveRefresher:
     """Reads what other schedulers, and this one's own calls, left in Redis."""
 
     def __init__(
-        self, store: Store, view: View, registry: Registry, *, gate: Gate, queue: Queue, refresh_s: float,
+        self, store: Store, view: View, registry: Registry, *, samples: Samples, gate: Gate, queue: Queue,
+        refresh_s: float,
     ) -> None:
         self._store = store
         self._view = view
         self._registry = registry
+        self._samples = samples
         self._gate = gate
         self._queue = queue
         self._refresh_s = refresh_s
@@ -57,6 +60,7 @@ class LiveRefresher:
                 version = self._view.snapshot.version
                 await self._registry.refresh()
                 await self.refresh()
+                await self._samples.exchange()
                 await self._registry.note_transitions()
                 if self._view.snapshot.version != version:
                     self._queue.stir()

@@ -7,6 +7,7 @@ _KEPT = 32
 _MOST_SERIES = 50_000
 _BYTES_PER_TOKEN = 4
 _FIRST_OUTPUT_TOKENS = 4096
+_MOST_UNSHARED = 500
 
 Amount = tuple[int, int]
 """Tokens and nano-dollars."""
@@ -35,14 +36,30 @@ class _Series:
         return self._tokens[at], self._costs[at]
 
 
+Sample = tuple[str, str, int, int]
+"""Key, model, tokens and nano-dollars of one request."""
+
+
 class Estimates:
-    """The last amounts by key and model, in this process alone: estimates are no truth, and a sample is enough."""
+    """The last amounts by key and model. Estimates are no truth: what schedulers tell one another may be a sample."""
 
     def __init__(self) -> None:
         self._series: OrderedDict[tuple[str, str], _Series] = OrderedDict()
+        self._unshared: deque[Sample] = deque(maxlen=_MOST_UNSHARED)
 
     def learn(self, key_id: str, model: str, amount: Amount) -> None:
-        """Take note of what one request used."""
+        """Take note of what one request used, to be told to the other schedulers."""
+        self._unshared.append((key_id, model, *amount))
+        self.take(key_id, model, amount)
+
+    def unshared(self) -> list[Sample]:
+        """Return what was learned since the last call."""
+        samples = list(self._unshared)
+        self._unshared.clear()
+        return samples
+
+    def take(self, key_id: str, model: str, amount: Amount) -> None:
+        """Take note of what one request used, as another scheduler told."""
         series = self._series.get((key_id, model))
         if series is None:
             series = self._series[key_id, model] = _Series()
