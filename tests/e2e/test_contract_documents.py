@@ -395,6 +395,8 @@ def test_a_hash_that_stops_working_at_a_time_does(world: World) -> None:
     document["spec"] = {"owner": "ada", "keyHash": digest(text_of("overlap")), "alsoAccept": [{"keyHash": digest(text_of("overlap-former")), "until": soon}]}
     introduce(world, document)
     becomes(world, "overlap-former", "a|b")
+    assert world.served_by("overlap") in ("a", "b"), "both keys work until then"
+    assert world.caller("overlap-former").get("/v1/key-info").json["key"] == "default/overlap"
     becomes(world, "overlap-former", "key_invalid", within_s=5.0)
     assert world.served_by("overlap") in ("a", "b")
 
@@ -407,6 +409,30 @@ def test_the_namespace_has_a_default_pool_without_a_document(world: World) -> No
     becomes(world, "zed", "c")
     row = next(r for r in world.instance.json("pools", "list") if r["namespace"] == "zone")
     assert (row["name"], row["accounts"]) == ("default", {"Ready": 1})
+
+
+def test_a_pool_says_whose_keys_may_name_it(world: World) -> None:
+    pools = {
+        "for-all": {"from": "All"}, "for-its-own": {"from": "Same"},
+        "for-some": {"from": "Selector", "matchLabels": {"tier": "shared"}},
+    }
+    guests = {
+        (place, name): key(f"{place}-{name}", pools=[f"default/{name}"]) for place in ("guest", "stranger") for name in pools
+    }
+    for (place, _), documents in guests.items():
+        for document in documents:
+            document["metadata"]["namespace"] = place
+    introduce(
+        world, *(pool(name, ["a"], allowedNamespaces=allowed) for name, allowed in pools.items()),
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "guest", "labels": {"tier": "shared"}}},
+        *(document for documents in guests.values() for document in documents), *key("at-home", pools=["for-its-own"]),
+    )
+    becomes(world, "at-home", "a")
+    assert {who: world.served_by(f"{who[0]}-{who[1]}") for who in guests} == {
+        ("guest", "for-all"): "a", ("guest", "for-its-own"): "pool_not_allowed", ("guest", "for-some"): "a",
+        ("stranger", "for-all"): "a", ("stranger", "for-its-own"): "pool_not_allowed",
+        ("stranger", "for-some"): "pool_not_allowed",
+    }
 
 
 def test_nothing_of_this_disturbed_a_room(world: World) -> None:

@@ -302,8 +302,17 @@ def test_key_info_has_the_contracts_fields(relay: Relay) -> None:
     assert headers["anthropic-ratelimit-requests-limit"] == "3"
     assert headers["anthropic-ratelimit-requests-remaining"] == "1"
     assert caller.send().status == 200
-    check_error(caller.send(), 429, "key_limit_requests")
-    assert caller.get("/v1/key-info").json["limits"][0]["requests"]["used"] == 3
+    eventually(lambda: caller.get("/v1/key-info").json["limits"][0]["tokens"]["reserved"], within_s=5.0, wanted=lambda n: n == 0)
+    denied = caller.send()
+    check_error(denied, 429, "key_limit_requests")
+    day = caller.get("/v1/key-info").json["limits"][0]
+    assert day["requests"]["used"] == 3
+    own = {k.removeprefix("anthropic-ratelimit-"): v for k, v in denied.headers.items() if k.startswith("anthropic-ratelimit-")}
+    assert own == {
+        f"{of}-{part}": value for of in ("requests", "tokens") for part, value in (
+            ("limit", str(day[of]["limit"])), ("remaining", str(day[of]["limit"] - day[of]["used"])), ("reset", day["resets_at"]),
+        )
+    }
     assert caller.ask("POST", "/v1/messages/count_tokens", message()).status == 200
 
 

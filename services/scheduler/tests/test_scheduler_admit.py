@@ -8,6 +8,8 @@ import pytest
 
 from signalbox.v1 import scheduler_pb2 as pb
 
+OPUS = "claude-opus-4-6"
+
 
 def iso(seconds_from_now: float) -> str:
     return (datetime.now(UTC) + timedelta(seconds=seconds_from_now)).isoformat().replace("+00:00", "Z")
@@ -231,6 +233,38 @@ async def test_accounts_of_one_limit_group_rest_together(stage, make):
     grant = (await stub.Admit(make.ask("ada"), timeout=5)).grant
     await stub.Settle(make.ended(grant, effect=rest(until_ms=time.time_ns() // 1_000_000 + 60_000)), timeout=5)
     assert (await stub.Admit(make.ask("ada"), timeout=5)).denial.error_code == "pool_limited"
+
+
+EFFECTS = {
+    "limited": (rest(until_ms=60_000), ("", "")),
+    "limited for a class": (pb.AccountEffect(kind=pb.AccountEffect.REST, reason="Limited", until_ms=60_000, model_class=OPUS), ("", "a")),
+    "overloaded": (pb.AccountEffect(kind=pb.AccountEffect.COOL, reason="Overloaded", until_ms=60_000), ("", "")),
+    "unreachable": (pb.AccountEffect(kind=pb.AccountEffect.COOL, reason="Unreachable", until_ms=60_000, account_only=True), ("b", "b")),
+    "benched": (pb.AccountEffect(kind=pb.AccountEffect.BENCH, reason="BillingError", until_ms=60_000), ("b", "b")),
+    "caller's own": (pb.AccountEffect(), ("a", "a")),
+}
+
+
+@pytest.mark.parametrize("name", EFFECTS)
+async def test_whom_a_failure_keeps_out(stage, make, name):
+    """What belongs to the limit group keeps out all its accounts, what is the account's own only this one."""
+    stub = await stage.add()
+    group = {"limitGroup": "default/org"}
+    await stage.put(
+        make.account("a", **group), make.account("b", priority=1, **group), make.pool("default", "a", "b"), make.key("ada"),
+    )
+    effect, served_by = EFFECTS[name]
+    grant = (await stub.Admit(make.ask("ada", model=OPUS), timeout=5)).grant
+    assert grant.account_id == "default/a"
+    if effect.until_ms:
+        effect.until_ms = time.time_ns() // 1_000_000 + 60_000
+    await stub.Settle(make.ended(grant, outcome="OUTCOME_UPSTREAM_ERROR", effect=effect), timeout=5)
+    for model, account in zip((OPUS, "claude-sonnet-4-5"), served_by, strict=True):
+        answer = await stub.Admit(make.ask("ada", model=model), timeout=5)
+        assert answer.grant.account_id == (f"default/{account}" if account else "")
+        if not account:
+            assert answer.denial.error_code == "pool_limited"
+            assert 55_000 < answer.denial.retry_after_ms <= 60_000
 
 
 async def test_a_benched_account_serves_again_when_its_document_changes(stage, make):
