@@ -1,7 +1,7 @@
 """Errors, limit windows, headers, clients: the tables of the wire facts."""
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -71,6 +71,28 @@ def test_bodies_that_are_no_envelope_still_have_a_class() -> None:
 )
 def test_when_to_try_again(fields: dict[bytes, bytes], seconds: float | None) -> None:
     assert classify(429, fields.items(), error_body("rate_limit_error"), NOW).retry_after_s == seconds
+
+
+@pytest.mark.parametrize("off", [timedelta(0), timedelta(hours=7), timedelta(days=-400)])
+@pytest.mark.parametrize("field", [
+    (b"retry-after", "{:%a, %d %b %Y %H:%M:%S GMT}"), (b"anthropic-ratelimit-requests-reset", "{:%Y-%m-%dT%H:%M:%SZ}"),
+])
+def test_dates_are_read_by_the_clock_of_who_wrote_them(field: tuple[bytes, str], off: timedelta) -> None:
+    theirs = datetime.now(UTC).replace(microsecond=0) + off
+    fields = {
+        b"date": f"{theirs:%a, %d %b %Y %H:%M:%S GMT}".encode(), b"anthropic-ratelimit-requests-remaining": b"0",
+        field[0]: field[1].format(theirs + timedelta(seconds=90)).encode(),
+    }
+    assert classify(429, fields.items(), error_body("rate_limit_error")).retry_after_s == 90
+
+
+@pytest.mark.parametrize("date", [{}, {b"date": b"d"}, {b"date": b"\xff"}])
+def test_without_a_readable_date_this_machines_clock_decides(date: dict[bytes, bytes]) -> None:
+    later = datetime.now(UTC) + timedelta(seconds=90)
+    fields = {**date, b"retry-after": f"{later:%a, %d %b %Y %H:%M:%S GMT}".encode()}
+    after_s = classify(429, fields.items(), error_body("rate_limit_error")).retry_after_s
+    assert after_s is not None
+    assert 60 < after_s <= 90
 
 
 def test_a_spend_limit_lasts_to_the_first_of_the_month() -> None:

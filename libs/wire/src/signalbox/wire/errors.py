@@ -66,16 +66,17 @@ OVERLOADED_STATUS = 529
 def classify(status: int, headers: Headers, body: bytes, now: datetime | None = None) -> Verdict:
     """Say what a reply's status, headers (lower-case names) and body mean. `status` is 400 or more.
 
-    Recognised billing, hold and disabled codes decide whatever the status is. `now` (aware; the machine's clock where
-    it is not given) turns dates into seconds from now.
+    Recognised billing, hold and disabled codes decide whatever the status is. `now` (aware) turns dates into seconds
+    from now; where it is not given, the reply's own `date` does, so that this machine's clock may be off.
     """
     fields = dict(headers)
     kind, code = _error_of(body)
     error_class = _class_of(status, kind, code)
     limited = error_class is ErrorClass.LIMITED
+    now = now or _date_of(fields) or datetime.now(UTC)
     return Verdict(
         error_class, status, kind, code,
-        retry_after_s=_retry_after_s(fields, now or datetime.now(UTC), limited=limited),
+        retry_after_s=_retry_after_s(fields, now, limited=limited),
         model_scoped=limited and fields.get(b"anthropic-ratelimit-unified-representative-claim", b"").decode("latin-1")
         in _MODEL_SCOPED_CLAIMS,
         until_month_end=limited and code == ENFORCED_SPEND_LIMIT,
@@ -133,6 +134,18 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else ""
 
 
+def _date_of(fields: dict[bytes, bytes]) -> datetime | None:
+    try:
+        return _http_date(fields[b"date"].decode("ascii").strip())
+    except (KeyError, ValueError, TypeError, OverflowError):
+        return None
+
+
+def _http_date(value: str) -> datetime:
+    when = parsedate_to_datetime(value)
+    return when if when.tzinfo else when.replace(tzinfo=UTC)
+
+
 def _retry_after_s(fields: dict[bytes, bytes], now: datetime, *, limited: bool) -> float | None:
     """Read `retry-after-ms`, then `retry-after` (seconds or a date), then the resets of the windows that are spent."""
     for name, parse in ((b"retry-after-ms", _milliseconds), (b"retry-after", _seconds_or_date)):
@@ -159,9 +172,7 @@ def _seconds_or_date(value: str, now: datetime) -> float:
     try:
         return float(value)
     except ValueError:
-        when = parsedate_to_datetime(value)
-        when = when if when.tzinfo else when.replace(tzinfo=UTC)
-        return max(0.0, (when - now).total_seconds())
+        return max(0.0, (_http_date(value) - now).total_seconds())
 
 
 # ---------------------------------------------------------------------------------------- Signalbox's own errors
