@@ -86,7 +86,7 @@ def test_an_account_shows_its_limits() -> None:
     row = account_row(account(
         available=False, reason="Limited", limited_until_ms=1_795_000_000_000, in_flight=3,
         windows=[cpb.Window(name="5h", utilization=0.75, resets_at_ms=1_795_000_000_000)],
-    ), tpb.GrantStatus(valid=True, reason="Valid"))
+    ), tpb.GrantStatus(valid=True, reason="Valid", last_transition_ms=1_795_000_000_000))
     assert row["name"] == "acme"
     assert row["namespace"] == "default"
     assert row["provider"] == "Anthropic"
@@ -94,6 +94,8 @@ def test_an_account_shows_its_limits() -> None:
     assert row["limited_until"] == "2026-11-18T11:06:40Z"
     assert row["windows"] == [{"window": "5h", "utilization": 0.75, "resets_at": "2026-11-18T11:06:40Z"}]
     assert {c["type"]: c["status"] for c in row["conditions"]} == {"Ready": "True", "CredentialValid": "True"}
+    [valid] = [c for c in row["conditions"] if c["type"] == "CredentialValid"]
+    assert valid["last_transition_at"] == "2026-11-18T11:06:40Z"
 
 
 def test_an_invalid_credential_makes_an_account_unavailable() -> None:

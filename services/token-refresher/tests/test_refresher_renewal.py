@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from signalbox.token_refresher.domain import grants, oauth
-from signalbox.token_refresher.domain.credentials import credential, standing
+from signalbox.token_refresher.domain.credentials import credential, since_ms, standing, turned
 from signalbox.token_refresher.domain.grants import Grant, Reason, Seed, Tokens, retired, seeded
 from signalbox.token_refresher.domain.oauth import Busy, Issued, Lost, Refusal, Refused, Unsent
 from signalbox.token_refresher.domain.ports import Conflict, Stored, StoreUnavailable
@@ -508,3 +508,36 @@ def test_an_identity_file_that_is_missing_is_said_and_tried_again() -> None:
     assert standing(course.kept, BEGIN_MS).message == "no such file"
     course.clock.ms += 60_000
     assert course.run().outcome is Outcome.RENEWED
+
+
+def test_since_when_a_grant_can_serve_or_cannot() -> None:
+    """The moment moves when it can serve and could not, or the other way round; a token runs out without a word."""
+    grant, now_ms = turned(None, oauth_grant(), BEGIN_MS), BEGIN_MS
+    assert (standing(grant, now_ms).valid, since_ms(grant, now_ms)) == (False, BEGIN_MS)
+
+    def then(ms: int, after: Grant) -> tuple[bool, int]:
+        nonlocal grant, now_ms
+        now_ms, grant = ms, turned(grant, after, ms)
+        return standing(grant, ms).valid, since_ms(grant, ms)
+
+    first_ms, out_ms = BEGIN_MS + 7, BEGIN_MS + 7 + LIFE_MS
+    tokens = Tokens("access", first_ms, out_ms, "second")
+    assert then(BEGIN_MS + 5, grants.failed(grant, "503", 0, answered=True)) == (False, BEGIN_MS)
+    assert then(first_ms, grants.renewed(grant, tokens)) == (True, first_ms)
+    assert then(first_ms + 9, grants.failed(grant, "503", 0, answered=True)) == (True, first_ms)
+    assert (standing(grant, out_ms).valid, since_ms(grant, out_ms + 50)) == (False, out_ms)
+    assert then(out_ms + 99, grants.failed(grant, "503", 0, answered=True)) == (False, out_ms)
+    fault = grants.Fault(Reason.NEEDS_AUTHORIZATION, "revoked")
+    assert then(out_ms + 200, grants.faulted(grant, fault)) == (False, out_ms)
+    assert then(out_ms + 300, grants.renewed(grant, Tokens("new", out_ms + 300, out_ms + 900, "third"))) == (
+        True, out_ms + 300,
+    )
+    assert then(out_ms + 400, grants.faulted(grant, fault)) == (False, out_ms + 400)
+    assert since_ms(grant, out_ms + 950) == out_ms + 400, "it could not serve when its token ran out"
+
+
+def test_a_renewal_keeps_the_moment() -> None:
+    course = Course(oauth_grant(), [issued()])
+    stored = course.run().stored
+    assert stored is not None
+    assert stored.grant.turned_at_ms == course.clock.now_ms() >= BEGIN_MS

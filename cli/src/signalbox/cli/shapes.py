@@ -18,7 +18,9 @@ def account_row(item: scheduler_pb2.ObjectWithStatus, grant: token_refresher_pb2
     conditions = _conditions(item.object.conditions, status.conditions)
     invalid = grant is not None and not grant.valid
     if grant is not None:
-        conditions[CREDENTIAL_VALID] = _condition(CREDENTIAL_VALID, grant.valid, grant.reason, grant.message, 0)
+        conditions[CREDENTIAL_VALID] = _condition(
+            CREDENTIAL_VALID, grant.valid, grant.reason, grant.message, grant.last_transition_ms,
+        )
     not_ready = conditions.get(READY, {}).get("status") == "False"
     if not_ready:
         reason = conditions[READY]["reason"]

@@ -112,7 +112,7 @@ class GrantStatusResponse(_message.Message):
     def __init__(self, grants: _Optional[_Iterable[_Union[GrantStatus, _Mapping]]] = ...) -> None: ...
 
 class GrantStatus(_message.Message):
-    __slots__ = ("account_id", "kind", "seed_version", "version", "valid", "reason", "message", "expires_at_ms", "refreshed_at_ms", "next_refresh_at_ms", "healings")
+    __slots__ = ("account_id", "kind", "seed_version", "version", "valid", "reason", "message", "expires_at_ms", "refreshed_at_ms", "next_refresh_at_ms", "healings", "last_transition_ms")
     ACCOUNT_ID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     SEED_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -124,6 +124,7 @@ class GrantStatus(_message.Message):
     REFRESHED_AT_MS_FIELD_NUMBER: _ClassVar[int]
     NEXT_REFRESH_AT_MS_FIELD_NUMBER: _ClassVar[int]
     HEALINGS_FIELD_NUMBER: _ClassVar[int]
+    LAST_TRANSITION_MS_FIELD_NUMBER: _ClassVar[int]
     account_id: str
     kind: str
     seed_version: str
@@ -135,7 +136,8 @@ class GrantStatus(_message.Message):
     refreshed_at_ms: int
     next_refresh_at_ms: int
     healings: int
-    def __init__(self, account_id: _Optional[str] = ..., kind: _Optional[str] = ..., seed_version: _Optional[str] = ..., version: _Optional[str] = ..., valid: _Optional[bool] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., expires_at_ms: _Optional[int] = ..., refreshed_at_ms: _Optional[int] = ..., next_refresh_at_ms: _Optional[int] = ..., healings: _Optional[int] = ...) -> None: ...
+    last_transition_ms: int
+    def __init__(self, account_id: _Optional[str] = ..., kind: _Optional[str] = ..., seed_version: _Optional[str] = ..., version: _Optional[str] = ..., valid: _Optional[bool] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., expires_at_ms: _Optional[int] = ..., refreshed_at_ms: _Optional[int] = ..., next_refresh_at_ms: _Optional[int] = ..., healings: _Optional[int] = ..., last_transition_ms: _Optional[int] = ...) -> None: ...
 
 class BeginAuthorizationRequest(_message.Message):
     __slots__ = ("account_id", "redirect_uri")

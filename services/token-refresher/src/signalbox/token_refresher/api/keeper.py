@@ -12,7 +12,14 @@ from typing import Any
 from signalbox.core import logs
 from signalbox.core.clock import Clock
 from signalbox.token_refresher.domain import grants
-from signalbox.token_refresher.domain.credentials import Credential, Standing, credential, standing
+from signalbox.token_refresher.domain.credentials import (
+    Credential,
+    Standing,
+    credential,
+    since_ms,
+    standing,
+    turned,
+)
 from signalbox.token_refresher.domain.grants import API_KEY, Grant, Reason, Seed, check
 from signalbox.token_refresher.domain.ports import Conflict, Found, GrantStore, Stored, StoreUnavailable, Unreadable
 from signalbox.token_refresher.domain.renewal import Demand, Renewal
@@ -140,6 +147,11 @@ class Keeper:
             return Standing(Reason.NEEDS_AUTHORIZATION, message, valid=False)
         return None
 
+    def since_ms(self, account_id: str) -> int:
+        """Return since when the account's standing is what it is, Unix milliseconds; 0 where nobody knows."""
+        grant = self.grant(account_id)
+        return since_ms(grant, self._clock.now_ms()) if grant is not None else 0
+
     async def fresh_credential(self, account_id: str, rejected_version: str = "") -> Credential | None:
         """Return what requests need: another one than was rejected, renewed where that is due.
 
@@ -238,6 +250,7 @@ class Keeper:
                     await self._store.delete(account_id, revision)
                     self.learned(account_id, None)
                 else:
+                    grant = turned(kept, grant, self._clock.now_ms())
                     self.learned(account_id, await self._store.write(grant, revision))
             except Conflict:
                 continue

@@ -177,6 +177,7 @@ class TokenRefresherService(TokenRefresherServicer):
         standing = _known(self._keeper.standing(account_id))
         status = pb.GrantStatus(
             account_id=account_id, valid=standing.valid, reason=standing.reason, message=standing.message,
+            last_transition_ms=self._keeper.since_ms(account_id),
         )
         grant = self._keeper.grant(account_id)
         if grant is not None:

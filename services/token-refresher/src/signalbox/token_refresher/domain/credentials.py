@@ -4,7 +4,7 @@ An API key travels as x-api-key; a token as a bearer with the beta that the prov
 facts of the Messages API, November 2026).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from signalbox.token_refresher.domain.grants import API_KEY, Grant, Reason
 
@@ -56,6 +56,22 @@ def has_usable_token(grant: Grant, now_ms: int) -> bool:
     return bool(grant.access_token) and not grant.rejected and (
         not grant.expires_at_ms or now_ms < grant.expires_at_ms
     )
+
+
+def since_ms(grant: Grant, now_ms: int) -> int:
+    """Return since when the grant can serve, or can't. It may have run out since it was written."""
+    ran_out_ms = grant.expires_at_ms
+    if 0 < ran_out_ms <= now_ms and standing(grant, ran_out_ms - 1).valid and not standing(grant, now_ms).valid:
+        return ran_out_ms
+    return grant.turned_at_ms or grant.seeded_at_ms
+
+
+def turned(before: Grant | None, after: Grant, now_ms: int) -> Grant:
+    """Return `after`, which replaces `before`, with the moment since when it can serve, or can't."""
+    same = before is not None and not before.retired_at_ms and (
+        standing(before, now_ms).valid == standing(after, now_ms).valid
+    )
+    return replace(after, turned_at_ms=since_ms(before, now_ms) if same and before is not None else now_ms)
 
 
 def credential(grant: Grant, now_ms: int) -> Credential | None:

@@ -101,6 +101,7 @@ class Grant:
     spent: tuple[str, ...] = ()
     retired_at_ms: int = 0    # the account is gone; kept for a while in case that it comes back
     healings: int = 0         # how often it became good again after a fault
+    turned_at_ms: int = 0     # since when it can serve, or can't, as far as that was known when it was written
 
     @property
     def account_id(self) -> str:

@@ -24,6 +24,7 @@ from typing import Any
 
 from signalbox.core.clock import Clock
 from signalbox.token_refresher.domain import grants, oauth
+from signalbox.token_refresher.domain.credentials import turned
 from signalbox.token_refresher.domain.grants import OAUTH, Fault, Grant, Reason
 from signalbox.token_refresher.domain.oauth import Busy, Issued, Lost, Refusal, Refused, TokenRequest, Unsent
 from signalbox.token_refresher.domain.ports import Conflict, Found, Stored, StoreUnavailable
@@ -125,10 +126,10 @@ def renew(account_id: str, demand: Demand, clock: Clock, ahead: Ahead) -> Machin
         wanted = _is_wanted(grant, demand, clock.now_ms(), ahead)
         try:
             if not wanted:
-                return Renewal(Outcome.NOT_DUE, (yield from _noted(found, grant)))
+                return Renewal(Outcome.NOT_DUE, (yield from _noted(found, grant, clock)))
             if grant.seed.kind == OAUTH:
                 # Noted first: nothing is sent while the store could not keep what comes back.
-                found = yield from _noted(found, grants.sending(grant))
+                found = yield from _noted(found, grants.sending(grant), clock)
         except Conflict:
             found = yield from _read(account_id)
             continue
@@ -155,11 +156,11 @@ def renew(account_id: str, demand: Demand, clock: Clock, ahead: Ahead) -> Machin
     return Renewal(Outcome.BUSY, found if isinstance(found, Stored) else None, "others kept changing the grant")
 
 
-def _noted(stored: Stored, grant: Grant) -> Generator[Step, Any, Stored]:
+def _noted(stored: Stored, grant: Grant, clock: Clock) -> Generator[Step, Any, Stored]:
     """Write the grant where it differs from what is stored."""
     if grant == stored.grant:
         return stored
-    written: Stored = yield Write(grant, stored.revision)
+    written: Stored = yield Write(turned(stored.grant, grant, clock.now_ms()), stored.revision)
     return written
 
 
@@ -202,7 +203,9 @@ def _keep(stored: Stored, answer: oauth.Answer | IdentityUnusable, clock: Clock)
     sent = stored.grant
     pause_s = FIRST_PAUSE_S
     while True:
-        outcome, kept = _judge(stored.grant, answer, clock.now_ms())
+        now_ms = clock.now_ms()
+        outcome, kept = _judge(stored.grant, answer, now_ms)
+        kept = turned(stored.grant, kept, now_ms)
         try:
             return Renewal(outcome, (yield Write(kept, stored.revision)), kept.why)
         except StoreUnavailable as e:
