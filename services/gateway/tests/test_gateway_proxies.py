@@ -7,9 +7,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from signalbox.core.tunnels import TunnelRefused, proxy_of
 from signalbox.gateway.adapters.origins import Route
 from signalbox.gateway.adapters.upstream_pool import Unreachable, UpstreamPool
-from signalbox.gateway.domain.tunnels import TunnelRefused, proxy_of
 from signalbox.v1.common_pb2 import OUTCOME_UPSTREAM_ERROR
 from signalbox.v1.scheduler_pb2 import AccountEffect, AccountModels
 from tests.support.proxies import PASSWORD, TestProxy

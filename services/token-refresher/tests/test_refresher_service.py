@@ -22,6 +22,7 @@ from signalbox.token_refresher.metrics import Metrics
 from signalbox.token_refresher.settings import TokenRefresherSettings
 from signalbox.v1 import token_refresher_pb2 as pb
 from signalbox.v1.token_refresher_pb2_grpc import TokenRefresherStub, add_TokenRefresherServicer_to_server
+from tests.support.proxies import TestProxy
 
 SECRET = "0123456789abcdef0123456789abcdef"
 KEY = "sk-ant-api03-very-secret-value"
@@ -193,12 +194,16 @@ async def test_a_rejected_key_rests_until_its_seed_changes(refresher: Running) -
 
 async def test_grants_and_rejections_outlive_the_process(tmp_path: Path) -> None:
     async with running(tmp_path) as before:
-        version = (await before.put()).version
+        put = await before.put()
+        await asyncio.sleep(0.01)
         async with refused(Code.FAILED_PRECONDITION):
-            await before.get(rejected=version)
+            await before.get(rejected=put.version)
+        turned_ms = (await before.status()).last_transition_ms
+        assert put.last_transition_ms < turned_ms <= time.time() * 1000
     async with running(tmp_path) as after:
         status = await after.status()
-        assert (status.version, status.reason) == (version, "CredentialInvalid")
+        assert (status.version, status.reason) == (put.version, "CredentialInvalid")
+        assert status.last_transition_ms == turned_ms
 
 
 @pytest.mark.parametrize("kind", ["bedrock", "vertex", "foundry"])
@@ -315,12 +320,16 @@ async def test_a_silent_provider_is_given_up(refresher: Running) -> None:
 
 
 async def test_a_probe_goes_through_the_account_proxy(refresher: Running) -> None:
-    async with Provider(COUNTED) as proxy:
-        await refresher.put(proxyURL=proxy.url.replace("//", "//user:password@"))
-        verdict = await refresher.probe("http://provider.invalid")
-        assert verdict.ok
-        assert proxy.requests[0].startswith(b"POST http://provider.invalid/v1/messages/count_tokens ")
-        assert "proxy-authorization" in proxy.headers()
+    async with Provider(COUNTED) as provider:
+        for number, scheme in enumerate(("http", "socks5h")):
+            proxy = await TestProxy(scheme, password=True).start()
+            await refresher.put(seed=f"seed-{scheme}", proxyURL=proxy.url())
+            verdict = await refresher.probe(provider.url)
+            assert verdict.ok
+            assert proxy.asked == [provider.url.removeprefix("http://")]
+            assert provider.requests[number].startswith(b"POST /v1/messages/count_tokens ")
+            assert b"proxy-authorization" not in provider.requests[number].lower()
+            proxy.stop()
         await refresher.put(seed="seed-2", proxyURL="socks5://user:password@127.0.0.1:9")
         verdict = await refresher.probe("http://provider.invalid")
         assert (verdict.status, verdict.error_type) == (0, "connection_error")

@@ -1,7 +1,7 @@
 """Opening a connection to a provider, directly or through the account's proxy, TLS included; the caller has a deadline.
 
 TLS to the provider runs inside the tunnel, so a proxy sees where a request goes and how long it is, no more. What the
-proxy is asked is domain/tunnels.py's business.
+proxy is asked is core/tunnels.py's business.
 """
 
 import asyncio
@@ -11,9 +11,9 @@ import ssl
 from collections.abc import Callable
 from typing import cast
 
+from signalbox.core.tunnels import Handshake, Proxy, TunnelRefused, proxy_of
 from signalbox.gateway.adapters.origins import Route, origin_of
 from signalbox.gateway.adapters.upstream import Connection
-from signalbox.gateway.domain.tunnels import Handshake, Proxy, TunnelRefused, proxy_of
 
 
 class ProxyUnreachable(OSError):

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 
+from signalbox.token_refresher.adapters import tunnelling
 from signalbox.token_refresher.domain.credentials import Credential
 from signalbox.token_refresher.domain.oauth import shown
 
@@ -42,7 +43,7 @@ async def probe(credential: Credential, base_url: str, model: str, limit_s: floa
     began_s = time.monotonic()
     try:
         async with asyncio.timeout(limit_s):
-            status, body = await _post(credential, base_url, model or DEFAULT_MODEL)
+            status, body = await _post(credential, base_url, model or DEFAULT_MODEL, limit_s)
     except TimeoutError:
         return _no_answer(began_s, "timeout_error", f"no answer within {limit_s:g} s")
     except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as e:
@@ -51,7 +52,7 @@ async def probe(credential: Credential, base_url: str, model: str, limit_s: floa
     return _read(status, body, _since(began_s), credential)
 
 
-async def _post(credential: Credential, base_url: str, model: str) -> tuple[int, bytes]:
+async def _post(credential: Credential, base_url: str, model: str, limit_s: float) -> tuple[int, bytes]:
     if urlsplit(base_url).scheme not in ("http", "https"):
         raise ValueError("not an http(s) URL")
     headers = {**dict(credential.headers), "anthropic-version": API_VERSION, "content-type": "application/json",
@@ -59,7 +60,7 @@ async def _post(credential: Credential, base_url: str, model: str) -> tuple[int,
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": "ping"}]}).encode()
     # Built by hand: a client's own build_request would add a user-agent.
     request = httpx2.Request("POST", base_url.rstrip("/") + _PATH, headers=headers, content=body)
-    async with httpx2.AsyncClient(proxy=credential.proxy_url or None, trust_env=False) as client:
+    async with tunnelling.client(credential.proxy_url, tunnelling.trust(), limit_s) as client:
         answer = await client.send(request, stream=True, follow_redirects=False)
         try:
             received = b""

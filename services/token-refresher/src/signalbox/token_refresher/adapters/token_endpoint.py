@@ -12,6 +12,7 @@ from typing import Any
 import httpx2
 
 from signalbox.core.clock import Clock
+from signalbox.token_refresher.adapters import tunnelling
 from signalbox.token_refresher.domain.oauth import Answer, Lost, Reply, TokenRequest, Unsent, read_reply
 
 _MAX_ANSWER_BYTES = 256 << 10
@@ -25,10 +26,10 @@ class AnswerTooLarge(Exception):
 class TokenEndpoint:
     """Asks token endpoints, each time over a new connection: calls are rare, and each account has its own proxy."""
 
-    def __init__(self, clock: Clock, limit_s: float) -> None:
+    def __init__(self, clock: Clock, limit_s: float, tls: ssl.SSLContext | None = None) -> None:
         self._clock = clock
         self._limit_s = limit_s
-        self._tls = httpx2.create_ssl_context()
+        self._tls = tls or tunnelling.trust()
 
     async def ask(self, request: TokenRequest) -> Answer:
         """Return what came of it, within the limit. Never raises for what the endpoint or the network does."""
@@ -49,9 +50,7 @@ class TokenEndpoint:
         outgoing = httpx2.Request(
             "POST", request.url, headers=headers, content=request.body, extensions={"trace": phase.trace},
         )
-        async with httpx2.AsyncClient(
-            proxy=request.proxy_url or None, trust_env=False, verify=self._tls, timeout=self._limit_s,
-        ) as client:
+        async with tunnelling.client(request.proxy_url, self._tls, self._limit_s) as client:
             answer = await client.send(outgoing, stream=True, follow_redirects=False)
             try:
                 body = b""
@@ -70,10 +69,9 @@ class _Phase:
     def __init__(self) -> None:
         self._left = False
 
-    async def trace(self, event: str, info: dict[str, Any]) -> None:
+    async def trace(self, event: str, _: dict[str, Any]) -> None:
         """Note the first moment at which the endpoint may have got the whole request."""
-        # Asking a proxy for a tunnel (CONNECT) is no request to the endpoint.
-        if event.endswith("send_request_body.started") and info["request"].method == b"POST":
+        if event.endswith("send_request_body.started"):
             self._left = True
 
     def failure(self, why: str) -> Answer:
