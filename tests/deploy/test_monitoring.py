@@ -1,28 +1,25 @@
-"""Rules and dashboards: every alert is tried by promtool, every metric that is asked for exists, and every dashboard's
-queries are run by a real Prometheus on a real instance's traffic and have data.
+"""Rules and dashboards: every alert is tried by promtool, every metric that is asked for exists, and every panel's queries
+are run on a real instance's traffic, by a real Prometheus and by the ledger's PostgreSQL, and have data.
 """
 
-import json
 import re
 import shutil
 import subprocess
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 import yaml
 
-from tests.support.instance import Instance, account, relay_key, secret
-from tests.support.sim import Simulator
+from tests.support import workplace
+from tests.support.caller import Caller, eventually
+from tests.support.dashboards import BOARDS, FILES, ROOT, Range, answers, board, panels
+from tests.support.workplace import Workplace, key_of
 
-ROOT = Path(__file__).resolve().parents[2]
-FILES = ROOT / "deploy/helm/signalbox/files"
-BOARDS = sorted((FILES / "dashboards").glob("*.json"))
 METRIC = re.compile(r"\b(signalbox_\w+)")
 SUFFIXES = ("_bucket", "_sum", "_count")
 
@@ -32,9 +29,9 @@ def alerts() -> list[dict[str, Any]]:
     return [rule for group in groups for rule in group["rules"]]
 
 
-def queries(board: Path) -> list[tuple[str, str]]:
-    """(panel's title, PromQL) of a dashboard."""
-    return [(p["title"], t["expr"]) for p in json.loads(board.read_text())["panels"] for t in p["targets"]]
+def everything() -> list[tuple[str, dict[str, Any]]]:
+    """Every panel of every dashboard, with the dashboard's name."""
+    return [(path.stem, panel) for path in BOARDS for panel in panels(board(path.stem))]
 
 
 def documented() -> set[str]:
@@ -45,7 +42,7 @@ def documented() -> set[str]:
 
 def test_every_metric_that_rules_and_dashboards_ask_for_exists() -> None:
     asked = {m for rule in alerts() for m in METRIC.findall(rule["expr"])}
-    asked |= {m for board in BOARDS for _, expr in queries(board) for m in METRIC.findall(expr)}
+    asked |= {m for _, p in everything() for t in p["targets"] for m in METRIC.findall(t.get("expr", ""))}
     assert len(asked) > 15
     assert asked <= documented(), asked - documented()
 
@@ -69,128 +66,89 @@ def test_alerts_fire_when_they_should_and_only_then(tmp_path: Path) -> None:
         assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
-# ---------------------------------------------------------------- a real Prometheus
+def test_panels_fill_the_grid_and_lie_beside_one_another() -> None:
+    for path in BOARDS:
+        taken: set[tuple[int, int]] = set()
+        whole = board(path.stem)
+        for panel in (*whole["panels"], *(p for row in whole["panels"] for p in row.get("panels", ()))):
+            place = panel["gridPos"]
+            assert place["x"] + place["w"] <= 24, (path.stem, panel["title"])
+            cells = {(x, y) for x in range(place["x"], place["x"] + place["w"]) for y in range(place["y"], place["y"] + place["h"])}
+            assert not cells & taken, (path.stem, panel["title"])
+            taken |= cells
+        rows = sorted({y for _, y in taken})
+        assert all(below - above == 1 for above, below in pairwise(rows)), f"{path.stem} has a gap"
 
-KEY = "a relay key for dashboards"
-# Grafana's own variables, as Grafana would fill them in for a short range.
-GRAFANA = {"$__rate_interval": "20s", "$__range": "10m", "$namespace": ".*"}
-# What this instance has none of: no credential here ends.
-WITHOUT_DATA = {"Credentials expire in"}
+
+# ---------------------------------------------------------------- a real Prometheus, a real ledger
+
 DATA_LIMIT_S = 60.0
 
 
-class Prometheus:
-    """A real Prometheus that reads one telemetry page every second."""
-
-    def __init__(self, directory: Path, target: str) -> None:
-        config = {
-            "global": {"scrape_interval": "1s"},
-            "scrape_configs": [{
-                "job_name": "signalbox", "honor_labels": True,
-                "static_configs": [{"targets": [target], "labels": {"namespace": "relay", "pod": "signalbox"}}],
-            }],
-        }
-        (directory / "prometheus.yml").write_text(yaml.safe_dump(config))
-        self._log = open(directory / "log", "w+")  # noqa: SIM115 lives as long as the process
-        self._process = subprocess.Popen(
-            ["prometheus", f"--config.file={directory}/prometheus.yml", f"--storage.tsdb.path={directory}/data",
-             "--web.listen-address=127.0.0.1:0"], stdout=self._log, stderr=subprocess.STDOUT,
-        )
-        self.url = ""
-        until_s = time.monotonic() + DATA_LIMIT_S
-        while not self.url:
-            assert self._process.poll() is None, self._said()
-            assert time.monotonic() < until_s, self._said()
-            found = re.search(r'Listening on" address=(127\.0\.0\.1:\d+)', self._said())
-            self.url = f"http://{found[1]}" if found else ""
-            time.sleep(0.1)
-
-    def _said(self) -> str:
-        self._log.seek(0)
-        return self._log.read()
-
-    def query(self, expr: str) -> list[dict[str, Any]]:
-        """The samples of an instant query. Raises urllib.error.HTTPError where the query is wrong."""
-        url = f"{self.url}/api/v1/query?{urllib.parse.urlencode({'query': expr})}"
-        with urllib.request.urlopen(url, timeout=15) as reply:
-            return list(json.loads(reply.read())["data"]["result"])
-
-    def stop(self) -> None:
-        self._process.terminate()
-        self._process.wait(15)
-        self._log.close()
-
-
-def message(url: str, key: str, **fields: Any) -> int:
-    body = {"model": "claude-sonnet-5-5", "max_tokens": 64, "messages": [{"role": "user", "content": "hello"}], **fields}
-    request = urllib.request.Request(
-        f"{url}/v1/messages", data=json.dumps(body).encode(),
-        headers={"x-api-key": key, "content-type": "application/json", "anthropic-version": "2023-06-01"},
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=30) as reply:
-            reply.read()
-            return int(reply.status)
-    except urllib.error.HTTPError as e:
-        return e.code
-
-
 @pytest.fixture(scope="module")
-def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Instance, Prometheus]]:
-    """An instance in which everything that dashboards show has happened at least twice, and its Prometheus."""
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
+    """A workplace whose dashboards have something to show."""
     if not shutil.which("prometheus"):
         pytest.skip("needs prometheus (Debian: prometheus)")
-    directory = tmp_path_factory.mktemp("observed")
-    names = ("left", "middle", "right")
-    provider = {
-        "accounts": [
-            {"name": n, "key": f"sk-ant-{n}-0123456789", "unified": {"5h-utilization": "0.4", "5h-reset": "+3600", "5h-status": "allowed"}}
-            for n in names
-        ],
-    }
-    with Simulator(provider) as sim:
-        documents = [
-            *(secret(n, **{"api-key": f"sk-ant-{n}-0123456789"}) for n in names), *(account(n, sim.url) for n in names),
-            secret("ada", **{"relay-key": KEY}), relay_key("ada", limits=[{"per": "Day", "requests": 10_000}]),
-        ]
-        with Instance(directory, documents) as instance:
-            instance.status()
-            prometheus = Prometheus(directory, instance._telemetry_url.removeprefix("http://"))
-            try:
-                yield instance, prometheus
-            finally:
-                prometheus.stop()
+    with workplace.running(tmp_path_factory.mktemp("workplace")) as running:
+        yield running
 
 
-def traffic(instance: Instance) -> None:
-    """A little of everything: answers, streams, a cached prompt, refusals, failovers, an unknown key."""
+def traffic(place: Workplace) -> None:
+    """A little of everything: answers, streams, a cached prompt, refusals, failovers, a key at its limit, an unknown key."""
+    url = place.instance.url
+    ada, nightly = Caller(url, key_of("ada")), Caller(url, key_of("nightly"))
     system = [{"type": "text", "text": "word " * 4000, "cache_control": {"type": "ephemeral"}}]
-    assert message(instance.url, KEY, system=system) == 200
-    assert message(instance.url, KEY, stream=True) == 200
-    assert message(instance.url, KEY, messages=[{"role": "user", "content": "[[sim once status=529]] hello"}]) == 200
-    assert message(instance.url, KEY, messages=[{"role": "user", "content": "[[sim status=400]] hello"}]) == 400
-    assert message(instance.url, KEY, model="gpt-5") in (400, 404)
-    assert message(instance.url, "not a relay key at all") == 401
+    assert ada.send(system=system).status == 200
+    assert ada.send(stream=True).status == 200
+    assert ada.send("[[sim once status=529]] hello").status == 200
+    assert ada.send("[[sim status=400]] hello").status == 400
+    assert ada.send(model="gpt-5").status in (400, 404)
+    assert nightly.send("Tell me everything", max_tokens=2000).status == 200
+    assert Caller(url, "not a relay key at all").send().status == 401
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_every_query_of_every_dashboard_has_data(observed: tuple[Instance, Prometheus]) -> None:
-    instance, prometheus = observed
-    wanted = []
-    for board in BOARDS:
-        for title, expr in queries(board):
-            for variable, value in GRAFANA.items():
-                expr = expr.replace(variable, value)
-            wanted.append((f"{board.stem}: {title}", expr))
+def test_every_query_of_every_dashboard_has_data(place: Workplace) -> None:
+    wanted = [(name, panel) for name, panel in everything() if place.ledger or "rawSql" not in panel["targets"][0]]
     assert len(wanted) > 40
-    until_s = time.monotonic() + DATA_LIMIT_S
-    # One of the three accounts loses its credential; the other two go on.
-    assert message(instance.url, KEY, messages=[{"role": "user", "content": "[[sim once status=401]] hello"}]) == 200
+    began, until_s = time.time(), time.monotonic() + DATA_LIMIT_S
     while True:
-        traffic(instance)
-        empty = [w for w in wanted if w[0].split(": ")[1] not in WITHOUT_DATA and not prometheus.query(w[1])]
+        traffic(place)
+        shown = Range(began, time.time(), 1)
+        empty = [
+            (name, panel["title"]) for name, panel in wanted
+            if not all(answers(panel, shown, place.prometheus, place.ledger))
+        ]
         if not empty:
-            return
+            break
         assert time.monotonic() < until_s, empty
         time.sleep(1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_spend_by_owner_is_the_ledgers(place: Workplace) -> None:
+    if place.ledger is None:
+        pytest.skip(f"PostgreSQL can't run here: {place.why_no_ledger}")
+    began = time.time()
+    traffic(place)
+    [owners] = [p for p in panels(board("spend")) if p["title"] == "Owners"]
+    # Minutes for a range within the last three hours, hours for a longer one: both are whole.
+    for since in (began - 3600, began - 4 * 3600):
+        def agree(since: float = since) -> bool:
+            told = {row["owner"]: float(row["cost_usd"]) for row in place.instance.json("usage", "--by", "owner")}
+            [rows] = answers(owners, Range(since, time.time()), place.prometheus, place.ledger)
+            return len(told) == 2 and {row["owner"]: row["cost"] for row in rows} == pytest.approx(told)
+
+        eventually(agree, within_s=DATA_LIMIT_S)
+
+
+@pytest.mark.slow
+def test_the_dashboards_data_source_reads_sums_and_nothing_else(place: Workplace) -> None:
+    if place.ledger is None:
+        pytest.skip(f"PostgreSQL can't run here: {place.why_no_ledger}")
+    for statement in ("SELECT * FROM attempts", "SELECT * FROM facts", "DELETE FROM rollups"):
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            place.ledger.rows(statement)

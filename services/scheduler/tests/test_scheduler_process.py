@@ -133,6 +133,36 @@ async def test_it_serves_and_stops_when_asked(directory, stage, make):
         process.kill()
 
 
+async def test_keys_are_counted_by_how_much_of_their_limits_is_used(directory, stage, make):
+    process = start(environment(directory, SIGNALBOX_SCHEDULER_CENSUS_S="0.1"))
+    try:
+        await until_ready(directory)
+        stage.stubs.append(stub(directory, stage))
+        day, hour = make.limit("Day", requests=5), make.limit("Hour", requests=4)
+        await stage.put(
+            make.account("a"), make.pool("default", "a"), make.key("idle", limits=[day]), make.key("free"),
+            make.key("ada", limits=[day, hour, make.limit("Day", "day-dear", costUSD="1000")]),
+        )
+        for _ in range(4):
+            grant = (await stage.stubs[0].Admit(make.ask("ada"), timeout=5)).grant
+            await stage.stubs[0].Settle(make.ended(grant), timeout=5)
+        wanted = {("requests", "Day"): (1, 1, 0), ("requests", "Hour"): (0, 0, 1), ("cost", "Day"): (1, 0, 0)}
+        lines = {
+            f'signalbox_keys{{dimension="{dimension}",per="{per}",used="{used}"}} {float(number)}'
+            for (dimension, per), numbers in wanted.items()
+            for used, number in zip(("some", "near", "all"), numbers, strict=True)
+        }
+        async with asyncio.timeout(10):
+            while True:
+                page = (await fetch(directory, "/metrics"))[1].splitlines()
+                if {line for line in page if line.startswith("signalbox_keys{")} == lines:
+                    break
+                await asyncio.sleep(0.05)
+    finally:
+        process.kill()
+        process.communicate()
+
+
 async def test_without_redis_it_lives_but_is_not_ready(directory, stage, make):
     process = start(environment(directory))
     try:

@@ -9,6 +9,7 @@ from signalbox.core.errors import StartupError
 from signalbox.core.ids import instance_id
 from signalbox.core.lifecycle import patiently, within_start_limit
 from signalbox.core.telemetry import Readiness, TelemetryServer
+from signalbox.scheduler.adapters.census import Census
 from signalbox.scheduler.adapters.dispatch import Dispatcher
 from signalbox.scheduler.adapters.gate import NEED, Gate
 from signalbox.scheduler.adapters.live import LiveRefresher
@@ -74,7 +75,8 @@ class Room:
             self.store, self.view, registry, usage=usage, gate=self.gate, observe=metrics.decided,
             waited=metrics.waited,
         )
-        metrics_registry.register(StateCollector(self.view, self.store, dispatcher.queue))
+        census = Census(self.view, registry, gate=self.gate, every_s=settings.census_s)
+        metrics_registry.register(StateCollector(self.view, self.store, dispatcher.queue, census))
         reaper = Reaper(
             self.store, self.view, usage=usage, gate=self.gate, reap_s=settings.reap_s, reaped=metrics.orphans.inc,
         )
@@ -93,7 +95,7 @@ class Room:
         add_SchedulerServicer_to_server(self._service, self._server.grpc)
         self._background = (
             recovery.keep_open, live.keep_fresh, live.listen, dispatcher.queue.keep_moving, reaper.keep_reaping,
-            usage.keep_remembering,
+            usage.keep_remembering, census.keep_counting,
         )
         self.work: list[asyncio.Task[None]] = []
 

@@ -6,8 +6,10 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from signalbox.scheduler.adapters.census import Census
 from signalbox.scheduler.adapters.queue import Queue
 from signalbox.scheduler.adapters.store import Store
+from signalbox.scheduler.domain.limits import USES
 from signalbox.scheduler.domain.status import availability
 from signalbox.scheduler.domain.view import View
 from signalbox.v1.scheduler_pb2 import AdmitResponse
@@ -52,15 +54,16 @@ class Metrics:
 
 
 class StateCollector(Collector):
-    """Gauges of accounts and of the queue, made when they are asked for."""
+    """Gauges of accounts, keys and the queue, made when they are asked for."""
 
-    def __init__(self, view: View, store: Store, queue: Queue) -> None:
+    def __init__(self, view: View, store: Store, queue: Queue, census: Census) -> None:
         self._view = view
         self._store = store
         self._queue = queue
+        self._census = census
 
     def collect(self) -> Iterator[Metric]:
-        """Yield account_state, account_headroom_ratio and queue_depth."""
+        """Yield account_state, account_headroom_ratio, queue_depth and keys."""
         states = GaugeMetricFamily(
             "signalbox_account_state", "1 for the state that an account is in.", labels=["account", "state"],
         )
@@ -89,6 +92,16 @@ class StateCollector(Collector):
         )
         for pool_id in list(self._view.snapshot.pools):
             depth.add_metric([pool_id], self._queue.depths[pool_id])
+        keys = GaugeMetricFamily(
+            "signalbox_keys", "Relay keys with a limit on this dimension (requests, tokens, cost) and period, by how"
+            " much of it is used: some, near (80 % and more), all.",
+            labels=["dimension", "per", "used"],
+        )
+        counts = self._census.counts
+        for dimension, per in sorted({kind[:2] for kind in counts}):
+            for use in USES:
+                keys.add_metric([dimension, per, use], counts[dimension, per, use])
         yield states
         yield headroom
         yield depth
+        yield keys

@@ -67,3 +67,6 @@ class SchedulerSettings(RoomSettings):
     reap_s: float = Field(
         2.0, gt=0, le=15.0, description="How often leases are looked for that no gateway renews any more.",
     )
+    census_s: float = Field(
+        30.0, gt=0, description="How often relay keys are counted by how much of their limits is used, for metrics.",
+    )

@@ -1,6 +1,7 @@
 """The state of a key's limits, from what the Redis functions report to what callers read."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from signalbox.scheduler.domain.policies import KeyLimit
@@ -26,12 +27,34 @@ def _amount(limit: int | None, report: Sequence[int], at: int) -> Amount | None:
 
 def exhausted(states: Sequence[LimitState]) -> str:
     """Return the name of a limit that has no room left for any request, "" where all have some."""
-    for state in states:
-        for amount, there in (
-            (state.requests, state.HasField("requests")),
-            (state.tokens, state.HasField("tokens")),
-            (state.cost_nano_usd, state.HasField("cost_nano_usd")),
-        ):
-            if there and amount.used >= amount.limit:
-                return state.name
-    return ""
+    return next((state.name for state in states for _, amount in _amounts(state) if amount.used >= amount.limit), "")
+
+
+USES = ("some", "near", "all")
+_NEAR_PERCENT = 80
+
+
+def census(keys: Iterable[Sequence[LimitState]]) -> Counter[tuple[str, str, str]]:
+    """Count keys by (what a limit counts, its period, how much of it is used); of a key's like limits the fullest."""
+    counts: Counter[tuple[str, str, str]] = Counter()
+    for states in keys:
+        fullest: dict[tuple[str, str], int] = {}
+        for state in states:
+            for dimension, amount in _amounts(state):
+                kind = (dimension, state.per)
+                fullest[kind] = max(fullest.get(kind, 0), _use(amount))
+        counts.update((*kind, USES[use]) for kind, use in fullest.items())
+    return counts
+
+
+def _use(amount: Amount) -> int:
+    if amount.used >= amount.limit:
+        return 2
+    return int(amount.used * 100 >= amount.limit * _NEAR_PERCENT)
+
+
+def _amounts(state: LimitState) -> Iterator[tuple[str, Amount]]:
+    """Yield what a limit counts, and how much of it there is."""
+    for dimension, field in (("requests", "requests"), ("tokens", "tokens"), ("cost", "cost_nano_usd")):
+        if state.HasField(field):
+            yield dimension, getattr(state, field)
