@@ -16,7 +16,7 @@ from signalbox.core.settings import RoomSettings
 from signalbox.gateway.adapters import journal as journal_module
 from signalbox.gateway.adapters import journal_delivery
 from signalbox.gateway.adapters.journal_delivery import JournalDelivery
-from signalbox.gateway.adapters.journal_file import Segment, read_attempts
+from signalbox.gateway.adapters.journal_file import Segment, read_attempts, read_frames
 from signalbox.gateway.domain.denial_budget import DenialBudget
 from signalbox.gateway.domain.ports import JournalUnwritable
 from signalbox.v1 import common_pb2, usage_pb2_grpc
@@ -26,20 +26,23 @@ SETTINGS = RoomSettings(shared_secret="s" * 32)
 
 
 class Ledger(usage_pb2_grpc.UsageServicer):
-    """Keeps what was ingested by (request, attempt); `away` refuses."""
+    """Keeps what was ingested by (request, attempt); `away` refuses, `committed` holds acknowledgements up."""
 
     def __init__(self) -> None:
         self.rows: dict[tuple[str, int], AttemptEvent] = {}
         self.away = False
-        self.batches = 0
+        self.batches: list[int] = []
+        self.committed = asyncio.Event()
+        self.committed.set()
 
     async def Ingest(self, request_iterator: AsyncIterator[IngestBatch], context: grpc.aio.ServicerContext):
         async for batch in request_iterator:
             if self.away:
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "the ledger is away")
-            self.batches += 1
+            self.batches.append(len(batch.events))
             for event in batch.events:
                 self.rows[event.request_id, event.attempt] = event
+            await self.committed.wait()
             yield IngestAck(batch=batch.batch)
 
 
@@ -108,6 +111,26 @@ async def test_nothing_is_lost_while_the_ledger_is_away(delivery: JournalDeliver
     ledger.away = False
     assert await delivery.drain(5)
     assert sorted(ledger.rows) == sorted((f"r{n}", 1) for n in range(20))
+
+
+async def test_what_comes_during_a_commit_waits_for_more(
+    delivery: JournalDelivery, ledger: Ledger, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ledger.committed.clear()
+    for n in range(3):
+        e = event(n)
+        delivery.journal.begin(e)
+        end(delivery.journal, e, ok(n))
+    await until(lambda: ledger.batches == [3])
+    monkeypatch.setattr(journal_delivery, "LINGER_S", 0.5)
+    late = event(3)
+    delivery.journal.begin(late)
+    end(delivery.journal, late, ok(3))
+    acknowledged_s = asyncio.get_running_loop().time()
+    ledger.committed.set()
+    await until(lambda: len(ledger.batches) == 2)
+    assert asyncio.get_running_loop().time() - acknowledged_s >= 0.45
+    assert ledger.batches == [3, 1]
 
 
 async def test_what_does_not_fit_in_memory_is_read_back_from_disk(
@@ -187,6 +210,27 @@ async def test_what_ends_in_one_turn_is_written_together_and_in_order(delivery: 
     ledger.away = False
     assert await delivery.drain(5)
     assert len(ledger.rows) == 5
+
+
+async def test_what_is_noted_is_on_disk_after_the_turn_unless_the_outcome_is(delivery: JournalDelivery) -> None:
+    cut, done, leaving = event(1), event(2), event(3)
+    for e in (cut, done, leaving):
+        delivery.journal.begin(e)
+    path = next(delivery.journal.directory.glob("*.journal"))
+    delivery.journal.sent(leaving, event(3, sent=True))
+    assert [e.sent for e in read_attempts(path)] == [False, False, True]
+    written = path.stat().st_size
+    delivery.journal.note(cut, event(1, served_model="m"))
+    delivery.journal.note(done, event(2, served_model="m"))
+    end(delivery.journal, done, ok(2))
+    assert path.stat().st_size == written
+    await asyncio.sleep(0)
+    assert [(e.served_model, e.outcome) for e in read_attempts(path)] == [
+        ("m", common_pb2.OUTCOME_UNSPECIFIED), ("m", common_pb2.OUTCOME_OK), ("", common_pb2.OUTCOME_UNSPECIFIED),
+    ]
+    assert len(list(read_frames(path))) == 3 + 1 + 2, "what ended needs no note"
+    end(delivery.journal, cut, ok(1))
+    end(delivery.journal, leaving, ok(3))
 
 
 async def test_outcomes_that_cannot_be_written_are_delivered_all_the_same(delivery: JournalDelivery, ledger: Ledger) -> None:

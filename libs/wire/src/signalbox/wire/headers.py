@@ -34,6 +34,11 @@ def downstream(headers: Headers) -> Headers:
     return _but_for_named(headers, [header for header in headers if _DOWNSTREAM[header[0]]])
 
 
+def lines(headers: Headers) -> bytes:
+    """Return headers as the lines of a head, each with its end."""
+    return b"".join([b"%b: %b\r\n" % header for header in headers])
+
+
 def _but_for_named(headers: Headers, passing: Headers) -> Headers:
     """Take out what a `connection` header names as belonging to the connection."""
     options = [value for name, value in headers if name == b"connection"]

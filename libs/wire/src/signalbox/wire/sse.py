@@ -117,7 +117,7 @@ class StreamReader:
             else:
                 self.delta_bytes += _unescaped_length(text) if b"\\" in text else len(text)
         if end:
-            self._meter.content_after_report()
+            self._meter.final = False    # content_after_report() without a call: this runs for every read of a stream
         return end
 
     def flush(self) -> bytes:

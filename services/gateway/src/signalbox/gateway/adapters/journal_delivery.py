@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 log = logs.logger(__name__)
 
 LINGER_S = 0.5
-MAX_BATCH = 500
+MAX_BATCH = 1000
 ACK_LIMIT_S = 60.0
 RETRY_FIRST_S = 0.1
 RETRY_MOST_S = 2.0
@@ -127,14 +127,15 @@ class JournalDelivery:
             self._wanted.clear()
             async with self._busy:
                 while records := self.journal.take(MAX_BATCH):
-                    if await self._send_records(records):
-                        pause_s = RETRY_FIRST_S
-                        continue
-                    self.journal.put_back(records)
-                    self._wanted.set()
-                    await asyncio.sleep(pause_s)
-                    pause_s = min(pause_s * 2, RETRY_MOST_S)
-                    break
+                    if not await self._send_records(records):
+                        self.journal.put_back(records)
+                        self._wanted.set()
+                        await asyncio.sleep(pause_s)
+                        pause_s = min(pause_s * 2, RETRY_MOST_S)
+                        break
+                    pause_s = RETRY_FIRST_S
+                    if len(records) < MAX_BATCH and not self._urgent and not self.journal.spilled:
+                        break    # what has come meanwhile waits for more: a commit costs as much as many rows
 
     async def _send_records(self, records: list[Deliverable]) -> bool:
         if not await self._send([event for event, _ in records]):

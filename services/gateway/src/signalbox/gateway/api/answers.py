@@ -6,31 +6,27 @@ from http import HTTPStatus
 from signalbox.core.ids import new_id
 from signalbox.gateway.api.exchange import Exchange, Header
 from signalbox.gateway.domain.events import ResponseHead
-from signalbox.gateway.domain.key_limits import ratelimit_headers
+from signalbox.gateway.domain.key_limits import ratelimit_lines
 from signalbox.gateway.domain.order import Order
 from signalbox.gateway.domain.refusal import Refusal
 from signalbox.gateway.domain.request import Verbatim
 from signalbox.wire.errors import OWN_ERRORS, envelope
-from signalbox.wire.headers import downstream
+from signalbox.wire.headers import downstream, lines
 
 JSON: Header = (b"content-type", b"application/json")
 
 
-def marks(order: Order) -> list[Header]:
-    """Return the headers by which Signalbox tells what it did."""
-    headers = [
-        (b"x-signalbox-request-id", order.request_id.encode()),
-        (b"x-signalbox-attempts", b"%d" % order.attempts),
-        *order.limit_headers,
-    ]
-    if order.repinned:
-        headers.append((b"x-signalbox-repinned", b"true"))
-    return headers
+def marks(order: Order) -> bytes:
+    """Return the lines of a head by which Signalbox tells what it did."""
+    return b"x-signalbox-request-id: %b\r\nx-signalbox-attempts: %d\r\n%b%b" % (
+        order.request_id.encode(), order.attempts, order.limit_lines,
+        b"x-signalbox-repinned: true\r\n" if order.repinned else b"",
+    )
 
 
 def begin_providers(exchange: Exchange, order: Order, head: ResponseHead, length: int | None) -> None:
     """Begin to pass a provider's answer on; `length` None: a stream."""
-    exchange.start(head.status, [*downstream(head.headers), *marks(order)], length)
+    exchange.start(head.status, lines(downstream(head.headers)) + marks(order), length)
 
 
 def send_verbatim(exchange: Exchange, order: Order, answer: Verbatim) -> None:
@@ -42,9 +38,9 @@ def send_verbatim(exchange: Exchange, order: Order, answer: Verbatim) -> None:
 def send_refusal(exchange: Exchange, order: Order, refusal: Refusal) -> int:
     """Answer with an error of the contract's table; return its status."""
     if refusal.limits:
-        order.limit_headers = ratelimit_headers(refusal.limits)
+        order.limit_lines = ratelimit_lines(refusal.limits)
     status, headers, body = render(refusal, order.request_id)
-    exchange.respond(status, [*headers, *marks(order), *exchange.date()], body)
+    exchange.respond(status, lines(headers) + marks(order) + lines(exchange.date()), body)
     return status
 
 
@@ -56,7 +52,7 @@ def send_defect(exchange: Exchange, order: Order) -> None:
         exchange.break_off()
         return
     body = envelope("api_error", "Signalbox failed on this request.", "internal_error", order.request_id)
-    exchange.respond(500, [JSON, *marks(order), *exchange.date()], body)
+    exchange.respond(500, lines([JSON]) + marks(order) + lines(exchange.date()), body)
 
 
 def to_unreadable(message: str) -> bytes:

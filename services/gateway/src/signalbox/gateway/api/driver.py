@@ -20,6 +20,7 @@ from signalbox.gateway.domain.usage import token_usage
 from signalbox.v1.usage_pb2 import AttemptEvent
 from signalbox.wire.sse import StreamReader
 
+_UNKNOWN_S = 0.0    # a time limit that has passed: the next tick asks the attempt. Most end before there is one
 
 class Driver:
     """Implements upstream.Receiver for one attempt. `done` is resolved when the attempt has ended."""
@@ -31,9 +32,9 @@ class Driver:
 
     def __init__(
         self, attempt: Attempt, *, exchange: Exchange, order: Order, event: AttemptEvent, lease: OpenLease,
-        journal: Journal, buffers: Buffers,
+        journal: Journal, buffers: Buffers, loop: asyncio.AbstractEventLoop,
     ) -> None:
-        self.loop = asyncio.get_running_loop()
+        self.loop = loop
         self.done: asyncio.Future[None] = self.loop.create_future()
         self._attempt = attempt
         self._exchange = exchange
@@ -44,7 +45,7 @@ class Driver:
         self._buffers = buffers
         self._counted = 0
         self._connection: Connection | None = None
-        self._due_s = attempt.deadline_s
+        self._due_s = _UNKNOWN_S
 
     def start(self, connection: Connection, head: bytes, body: bytes) -> None:
         """Write the request and follow its answer."""
@@ -81,8 +82,8 @@ class Driver:
         if reader is not None and reader.message_start_seen and self._lease.reader is None:
             self._note_start(reader)
         self._carry_out(step)
-        if head is not None and step.finish is None:
-            self._due_s = self._attempt.deadline_s  # what is waited for now has a limit of its own
+        if head is not None:
+            self._due_s = _UNKNOWN_S  # what is waited for now has a limit of its own
 
     def lost(self, how: Lost) -> None:
         self._connection = None
@@ -101,13 +102,13 @@ class Driver:
         if self._connection is not None:
             self._attempt.paused(self.loop.time())
             self._connection.pause()
-            self._due_s = self._attempt.deadline_s
+            self._due_s = _UNKNOWN_S
 
     def _drained(self) -> None:
         if self._connection is not None:
             self._attempt.resumed(self.loop.time())
             self._connection.resume()
-            self._due_s = self._attempt.deadline_s
+            self._due_s = _UNKNOWN_S
 
     # ---------------------------------------------------------------- carrying out
 
@@ -127,7 +128,7 @@ class Driver:
         begin_providers(self._exchange, self._order, head, None)
         self._exchange.release_body()
         self._count_held(0)
-        self._due_s = self._attempt.deadline_s
+        self._due_s = _UNKNOWN_S
         if self._connection is not None and self._attempt.reader is not None and self._exchange.chunked:
             self._connection.pass_on(self._attempt.reader.skim, self._exchange.onward)
 

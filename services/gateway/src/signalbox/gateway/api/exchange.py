@@ -4,7 +4,7 @@ The protocol (protocol.py) feeds it from the parser; the relay (relay.py) asks f
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Protocol
 
@@ -110,6 +110,11 @@ class Exchange:
         return not self.complete and (
             self._expects_continue or (self._length or self._received) > UNCHECKED_BODY_BYTES
         )
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is of HTTP/1.1, states its length, wants no word in between and keeps the connection."""
+        return self.keep_alive and not self._http10 and self._length is not None and not self._expects_continue
 
     @property
     def body(self) -> bytes:
@@ -227,13 +232,14 @@ class Exchange:
 
     # ---------------------------------------------------------------- the answer
 
-    def start(self, status: int, headers: Iterable[Header], length: int | None) -> None:
-        """Begin the answer; its head leaves with the first bytes. `length` None: as many bytes as come."""
+    def start(self, status: int, fields: bytes, length: int | None) -> None:
+        """Begin the answer; its head leaves with the first bytes. `fields` are lines of it, each with its end.
+
+        `length` None: as many bytes as come.
+        """
         self.started = True
         self.status = status
-        parts = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
-        for name, value in headers:
-            parts += (name, b": ", value, b"\r\n")
+        parts = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status, fields]
         if length is not None:
             parts.append(b"content-length: %d\r\n" % length)
         elif self._http10:
@@ -274,9 +280,9 @@ class Exchange:
         """Where pieces of a begun answer can be written that are framed already."""
         return self._line.write
 
-    def respond(self, status: int, headers: Iterable[Header], body: bytes) -> None:
-        """Write a whole answer."""
-        self.start(status, headers, len(body))
+    def respond(self, status: int, fields: bytes, body: bytes) -> None:
+        """Write a whole answer; `fields` as for `start`."""
+        self.start(status, fields, len(body))
         self.send(body, last=True)
 
     def break_off(self) -> None:

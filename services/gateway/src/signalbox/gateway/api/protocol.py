@@ -5,7 +5,7 @@ application. Here are the bounds that a public port needs: head size, slow heads
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from enum import Enum, auto
 from typing import Any, Protocol
 
@@ -16,9 +16,11 @@ from signalbox.core import logs
 from signalbox.gateway.api.answers import to_unreadable
 from signalbox.gateway.api.exchange import Exchange, Header
 from signalbox.gateway.api.routes import relayed_target
+from signalbox.gateway.api.running import Running
 from signalbox.gateway.api.strangers import Strangers
 from signalbox.gateway.domain.buffers import Buffers
 from signalbox.gateway.domain.caller import Caller, plain_address
+from signalbox.gateway.domain.repeated import RepeatedHead
 from signalbox.gateway.settings import GatewaySettings
 
 log = logs.logger(__name__)
@@ -35,7 +37,7 @@ _HEAD_TOO_LARGE = f"The request's head is larger than {MAX_HEAD_BYTES} bytes."
 class Relay(Protocol):
     """Who answers relayed requests."""
 
-    async def serve(self, exchange: Exchange) -> None:
+    def serve(self, exchange: Exchange) -> Coroutine[Any, None, None]:
         """Answer `exchange`; never raises."""
         ...
 
@@ -79,6 +81,8 @@ class RelayProtocol(HttpToolsProtocol):
         self._peer = ""
         self._caller: Caller | None = None
         self._length: bytes | None = None    # the content-length header, kept apart: it alone differs between requests
+        self._same_head = False    # as the request before
+        self._usual: RepeatedHead | None = None    # how requests begin here, once two did so
 
     @classmethod
     def bind(cls, relay: Relay, settings: GatewaySettings, buffers: Buffers) -> type["RelayProtocol"]:
@@ -102,6 +106,10 @@ class RelayProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._lingering:
             return
+        between = self._reading is _Reading.NOTHING
+        if between and self._usual is not None and (body := self._usual.body(data)) is not None and self._is_idle():
+            self._take_usual(self._usual, body)
+            return
         self._feeding = len(data)
         self._bare_bytes += len(data)
         try:
@@ -113,6 +121,33 @@ class RelayProtocol(HttpToolsProtocol):
             self._refuse_unparsed(e)
             return
         self._bound_reading(len(data))
+        if between:
+            self._usual = self._learnt(data)
+
+    def _learnt(self, data: bytes) -> RepeatedHead | None:
+        """Return how to know such a request again if `data` was all of the one that is answered now."""
+        exchange = self._active
+        if not self._same_head or self._reading is not _Reading.NOTHING or self._lingering:
+            return None
+        if exchange is None or not exchange.plain or self.cycle is not exchange:  # type: ignore[comparison-overlap]
+            return None
+        return RepeatedHead.of(data, exchange.route, exchange.query, exchange.caller)
+
+    def _take_usual(self, usual: RepeatedHead, body: bytes) -> None:
+        """Begin the exchange of a request that needs no parsing."""
+        exchange = Exchange(
+            self, self.buffers, route=usual.route, query=usual.query, caller=usual.caller, length=len(body),
+            max_body=self.settings.max_body_bytes, expects_continue=False, keep_alive=True, http10=False,
+            now_s=self.loop.time(),
+        )
+        exchange.feed(body)
+        exchange.feed_end()
+        self.cycle = self._active = exchange  # type: ignore[assignment]
+        self._ahead_bytes = 0
+        self._begun(exchange).go_on()    # at once: no parser is under way that an answer could surprise
+
+    def _is_idle(self) -> bool:
+        return not self.pipeline and (self.cycle is None or self.cycle.response_complete)
 
     def _decline_upgrade(self, rest: bytes) -> None:
         """Read the same request again without its offer: the parser skips the bodies of those that have one."""
@@ -215,7 +250,8 @@ class RelayProtocol(HttpToolsProtocol):
             super().on_headers_complete()
             return
         caller = self._caller
-        if caller is None or caller.headers != self.headers:
+        self._same_head = caller is not None and caller.headers == self.headers
+        if caller is None or not self._same_head:
             caller = self._caller = Caller(self.headers, self._peer)
         length = None if caller.chunked else int(self._length or 0)
         exchange = Exchange(
@@ -284,12 +320,14 @@ class RelayProtocol(HttpToolsProtocol):
             self._serve(exchange)
 
     def _serve(self, exchange: Exchange) -> None:
-        if exchange.begun:
-            return
+        if not exchange.begun:
+            self.loop.call_soon(self._begun(exchange).go_on)
+
+    def _begun(self, exchange: Exchange) -> Running:
         exchange.begun = True
-        task = self.loop.create_task(self.relay.serve(exchange))
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+        running = Running(self.relay.serve(exchange), self.tasks.discard)
+        self.tasks.add(running)    # type: ignore[arg-type]  # the server stops when none is left
+        return running
 
     def _exchanges(self) -> list[Exchange]:
         waiting: list[Any] = [cycle for cycle, _ in self.pipeline]

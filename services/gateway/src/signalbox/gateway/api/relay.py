@@ -16,7 +16,7 @@ from signalbox.gateway.domain import records
 from signalbox.gateway.domain.account_limits import LimitNews
 from signalbox.gateway.domain.caller import session_secret
 from signalbox.gateway.domain.events import Ending
-from signalbox.gateway.domain.key_limits import ratelimit_headers
+from signalbox.gateway.domain.key_limits import ratelimit_lines
 from signalbox.gateway.domain.order import Order
 from signalbox.gateway.domain.ports import (
     Credentials,
@@ -137,7 +137,7 @@ class RequestRelay:
             grant = answer.grant
             order.attempts = grant.attempt
             order.repinned = order.repinned or grant.repinned
-            order.limit_headers = ratelimit_headers(answer.limits)
+            order.limit_lines = ratelimit_lines(answer.limits)
             ending = await self._attempt(exchange, order, course, answer)
             following = course.after(ending, grant)
             if following.refresh:

@@ -42,6 +42,7 @@ class Sender:
         self, *, clock: Clock, scheduler: Scheduler, credentials: Credentials, journal: Journal, pool: UpstreamPool,
         buffers: Buffers, client_stall_s: float,
     ) -> None:
+        self._loop = asyncio.get_running_loop()
         self._clock = clock
         self._scheduler = scheduler
         self._credentials = credentials
@@ -90,7 +91,7 @@ class Sender:
             lease = OpenLease(grant.lease_id, grant.lease_token)
             driver = Driver(
                 attempt, exchange=exchange, order=order, event=event, lease=lease, journal=self._journal,
-                buffers=self._buffers,
+                buffers=self._buffers, loop=self._loop,
             )
             self._scheduler.track(lease)
             driver.start(connection, *_message(exchange, order, grant, credential))
@@ -132,7 +133,7 @@ class Sender:
             self._pool.put_back(connection)
             attempt.client_gone()
             return None
-        self._journal.note(event, records.sent(event))
+        self._journal.sent(event, records.sent(event))
         attempt.connected(self._clock.monotonic_s())
         return connection
 
@@ -167,16 +168,15 @@ class Sender:
             self._running.discard(driver)
 
     def _tick_later(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._tick_due_s = loop.time() + TICK_S
-        self._ticker = loop.call_later(TICK_S, self._tick)
+        self._tick_due_s = self._loop.time() + TICK_S
+        self._ticker = self._loop.call_later(TICK_S, self._tick)
 
     def _tick(self) -> None:
         """Let time pass for all attempts; one timer for all of them costs less than one each."""
         self._ticker = None
         if not self._running:
             return
-        now_s = asyncio.get_running_loop().time()
+        now_s = self._loop.time()
         late_s = now_s - self._tick_due_s
         self._tick_later()
         if late_s > STOOD_STILL_S and not self._stood_still:

@@ -11,17 +11,17 @@ Header = tuple[bytes, bytes]
 
 
 class _Kind(NamedTuple):
-    limit: bytes
-    remaining: bytes
+    amounts: bytes
     reset: bytes
 
 
 _REQUESTS = _Kind(
-    b"anthropic-ratelimit-requests-limit", b"anthropic-ratelimit-requests-remaining",
-    b"anthropic-ratelimit-requests-reset",
+    b"anthropic-ratelimit-requests-limit: %d\r\nanthropic-ratelimit-requests-remaining: %d\r\n",
+    b"anthropic-ratelimit-requests-reset: %b\r\n",
 )
 _TOKENS = _Kind(
-    b"anthropic-ratelimit-tokens-limit", b"anthropic-ratelimit-tokens-remaining", b"anthropic-ratelimit-tokens-reset",
+    b"anthropic-ratelimit-tokens-limit: %d\r\nanthropic-ratelimit-tokens-remaining: %d\r\n",
+    b"anthropic-ratelimit-tokens-reset: %b\r\n",
 )
 
 _Left = tuple[int, int, int]    # remaining, limit, when it resets (Unix ms); the smallest is the tightest
@@ -29,6 +29,12 @@ _Left = tuple[int, int, int]    # remaining, limit, when it resets (Unix ms); th
 
 def ratelimit_headers(limits: Sequence[LimitState]) -> list[Header]:
     """Return `anthropic-ratelimit-{requests,tokens}-{limit,remaining,reset}` of the tightest limits, if any."""
+    lines = ratelimit_lines(limits).splitlines()
+    return [(name, value) for name, _, value in (line.partition(b": ") for line in lines)]
+
+
+def ratelimit_lines(limits: Sequence[LimitState]) -> bytes:
+    """Return the same as lines of a head, each with its end."""
     requests: _Left | None = None
     tokens: _Left | None = None
     for state in limits:    # reading a message is dear: each is looked at once
@@ -38,7 +44,7 @@ def ratelimit_headers(limits: Sequence[LimitState]) -> list[Header]:
         if state.HasField("tokens"):
             left = _left(state.tokens, state.resets_at_ms)
             tokens = left if tokens is None else min(tokens, left)
-    return [*_headers(_REQUESTS, requests), *_headers(_TOKENS, tokens)]
+    return _lines(_REQUESTS, requests) + _lines(_TOKENS, tokens)
 
 
 def _left(amount: Amount, resets_at_ms: int) -> _Left:
@@ -46,14 +52,12 @@ def _left(amount: Amount, resets_at_ms: int) -> _Left:
     return max(0, limit - amount.used - amount.reserved), limit, resets_at_ms
 
 
-def _headers(kind: _Kind, left: _Left | None) -> list[Header]:
+def _lines(kind: _Kind, left: _Left | None) -> bytes:
     if left is None:
-        return []
+        return b""
     remaining, limit, resets_at_ms = left
-    headers = [(kind.limit, b"%d" % limit), (kind.remaining, b"%d" % remaining)]
-    if resets_at_ms:
-        headers.append((kind.reset, _second(resets_at_ms // 1000)))
-    return headers
+    amounts = kind.amounts % (limit, remaining)
+    return amounts + kind.reset % _second(resets_at_ms // 1000) if resets_at_ms else amounts
 
 
 @lru_cache(maxsize=1024)

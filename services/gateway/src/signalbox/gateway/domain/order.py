@@ -26,7 +26,7 @@ class Order:
     streamed: bool = False      # a stream is asked for
     attempts: int = 0
     repinned: bool = False
-    limit_headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    limit_lines: bytes = b""    # the key's own limits, as lines of the answer's head
     trace: Trace | None = field(default=None, repr=False)    # None unless an operator wants traces
     # for the metrics
     outcome: str = "ok"

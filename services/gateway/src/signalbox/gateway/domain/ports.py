@@ -122,8 +122,12 @@ class Journal(Protocol):
         """Write the intent before the attempt's first byte leaves. Raise JournalUnwritable. Keeps `event`."""
         ...
 
+    def sent(self, event: AttemptEvent, partial: AttemptEvent) -> None:
+        """Write at once that a begun attempt's bytes leave now, as `partial` (ids included) says. Never raises."""
+        ...
+
     def note(self, event: AttemptEvent, partial: AttemptEvent) -> None:
-        """Write what `partial` (ids included) adds to a begun event, such as message_start's usage. Never raises."""
+        """Write soon what `partial` (ids included) adds to a begun event: message_start's usage. Never raises."""
         ...
 
     def end(self, event: AttemptEvent) -> None:
