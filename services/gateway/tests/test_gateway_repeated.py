@@ -100,6 +100,7 @@ async def test_requests_of_one_connection_reach_the_provider_byte_for_byte(gate,
         writer.write(whole)
         assert (await gate.client.read(reader)).status == 200
     assert len(passed) > count
+    await gate.quiet()
     assert len(provider.requests) == len(gate.journal.rows) == 13
     writer.close()
 

@@ -107,7 +107,7 @@ class RelayProtocol(HttpToolsProtocol):
         if self._lingering:
             return
         between = self._reading is _Reading.NOTHING
-        if between and self._usual is not None and (body := self._usual.body(data)) is not None and self._is_idle():
+        if self._usual is not None and not self._busy() and (body := self._usual.body(data)) is not None:
             self._take_usual(self._usual, body)
             return
         self._feeding = len(data)
@@ -145,9 +145,6 @@ class RelayProtocol(HttpToolsProtocol):
         self.cycle = self._active = exchange  # type: ignore[assignment]
         self._ahead_bytes = 0
         self._begun(exchange).go_on()    # at once: no parser is under way that an answer could surprise
-
-    def _is_idle(self) -> bool:
-        return not self.pipeline and (self.cycle is None or self.cycle.response_complete)
 
     def _decline_upgrade(self, rest: bytes) -> None:
         """Read the same request again without its offer: the parser skips the bodies of those that have one."""
