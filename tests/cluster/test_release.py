@@ -87,7 +87,8 @@ def test_kubectl_shows_accounts_and_keys(caller: Cluster) -> None:
 
 
 @pytest.mark.parametrize(("address", "let_in"), [
-    (GATEWAY, True), (f"signalbox-scheduler.{NAMESPACE}:7001", False), (f"signalbox-usage.{NAMESPACE}:7003", False),
+    (GATEWAY, True), (f"signalbox-scheduler.{NAMESPACE}:7001", False), (f"signalbox-scheduler.{NAMESPACE}:7011", False),
+    (f"signalbox-usage.{NAMESPACE}:7003", False),
     (f"signalbox-token-refresher.{NAMESPACE}:7002", False), (f"signalbox-redis.{NAMESPACE}:6379", False),
     (f"signalbox-postgresql.{NAMESPACE}:5432", False),
 ])

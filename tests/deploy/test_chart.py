@@ -61,6 +61,9 @@ def test_the_names_that_others_rely_on() -> None:
     gateway = one(objects, "Service", "signalbox-gateway")["spec"]
     assert [(p["name"], p["port"]) for p in gateway["ports"]] == [("http", 8080)]
     assert one(objects, "Service", "signalbox-scheduler")["spec"]["clusterIP"] == "None"
+    scheduler = one(objects, "Service", "signalbox-scheduler")["spec"]
+    assert [(p["name"], p["port"]) for p in scheduler["ports"]] == [("grpc", 7001), ("session", 7011)]
+    assert variables(pods(objects)["signalbox-gateway"])["SIGNALBOX_SCHEDULER_SESSION_ADDRESS"] == "signalbox-scheduler:7011"
     one(objects, "Service", "signalbox-token-refresher")
     one(objects, "Service", "signalbox-usage")
     for service in (o for o in objects if o["kind"] == "Service"):
@@ -194,6 +197,8 @@ def test_networks_let_in_only_who_belongs_there() -> None:
     assert let_in("redis") == {"scheduler"}
     assert let_in("postgresql") == {"usage"}
     assert let_in("scheduler") == set(ROOMS)
+    [sessions] = [r for r in policies["scheduler"]["ingress"] if [p["port"] for p in r["ports"]] == [7011]]
+    assert [m["values"] for p in sessions["from"] for m in p["podSelector"]["matchExpressions"]] == [["gateway"]]
     assert policies["gateway"]["egress"] == policies["token-refresher"]["egress"] == [{}]
     assert policies["redis"]["egress"] == []
     assert not [r for r in policies["scheduler"]["egress"] if r == {}]

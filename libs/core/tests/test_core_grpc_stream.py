@@ -106,7 +106,7 @@ async def test_what_is_no_grpc_ends_it(tmp_path: Path, said: bytes) -> None:
 
 
 async def test_mutual_tls(tmp_path: Path) -> None:
-    _certificates(tmp_path)
+    certificates(tmp_path)
     ours, theirs = (
         settings.RoomSettings(
             shared_secret=SECRET, tls_ca_file=tmp_path / f"{ca}.pem", tls_cert_file=tmp_path / f"{ca}-room.pem",
@@ -128,7 +128,7 @@ async def test_mutual_tls(tmp_path: Path) -> None:
         await server.stop(0)
 
 
-def _certificates(directory: Path) -> None:
+def certificates(directory: Path) -> None:
     """Two authorities, each with one room called localhost."""
     now = datetime.datetime.now(datetime.UTC)
     for ca in ("ours", "theirs"):

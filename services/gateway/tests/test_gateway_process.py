@@ -79,6 +79,7 @@ def test_it_lives_without_its_neighbours_and_stops_when_asked(tmp_path, shared):
     ("SIGNALBOX_GATEWAY_LISTEN", "203.0.113.1:80", "listen 203.0.113.1:80"),
     ("SIGNALBOX_GATEWAY_JOURNAL_DIR", "/proc/nowhere", "journal directory /proc/nowhere"),
     ("SIGNALBOX_SCHEDULER_ADDRESS", "", "SIGNALBOX_SCHEDULER_ADDRESS"),
+    ("SIGNALBOX_SCHEDULER_SESSION_ADDRESS", "127.0.0.1:3", "settings: SIGNALBOX_SCHEDULER_SESSION_ADDRESS must name"),
     ("SIGNALBOX_GATEWAY_TRUSTED_PROXIES", "10.0.0.0/33", "SIGNALBOX_GATEWAY_TRUSTED_PROXIES"),
 ])
 def test_what_it_cannot_start_with_is_named(tmp_path, setting, value, named):

@@ -193,7 +193,8 @@ class Schedulers:
     def settings(self, **extra: Any) -> SchedulerSettings:
         n = next(_numbers)
         values = {
-            "shared_secret": SECRET, "listen": f"unix:{self.directory}/s{n}.sock", "redis_url": self.redis.url,
+            "shared_secret": SECRET, "listen": f"unix:{self.directory}/s{n}.sock",
+            "session_listen": f"unix:{self.directory}/s{n}.session.sock", "redis_url": self.redis.url,
             "telemetry_address": f"unix:{self.directory}/t{n}.sock",
             "usage_address": f"unix:{self.directory}/usage.sock", "journal_wait_s": 0.5, "reap_s": 0.2,
             "refresh_s": 0.2, **extra,
@@ -201,7 +202,10 @@ class Schedulers:
         return SchedulerSettings(**values)
 
     async def add(self, *, opens: bool = True, **extra: Any) -> Any:
-        """Start one more scheduler in this process; return a stub for it once it admits, or at once."""
+        """Start one more scheduler in this process; return a stub for it once it admits, or at once.
+
+        Its sessions go to the session listener, as gateways' do; `library_session` is the same call at its other address.
+        """
         settings = self.settings(**extra)
         room = Room(settings, CollectorRegistry())
         await room.start()
@@ -209,8 +213,11 @@ class Schedulers:
         if opens:
             await asyncio.wait_for(room.gate.wait_open(), 15)
         channel = rpc.connect(settings, settings.listen)
-        self.channels.append(channel)
-        self.stubs.append(SchedulerStub(channel))
+        for_sessions = rpc.connect(settings, settings.session_listen)
+        self.channels += (channel, for_sessions)
+        stub: Any = SchedulerStub(channel)
+        stub.library_session, stub.Session = stub.Session, SchedulerStub(for_sessions).Session
+        self.stubs.append(stub)
         return self.stubs[-1]
 
     async def put(self, *objects: pb.Object, at: int = 0) -> None:

@@ -51,6 +51,7 @@ def refusal(env: dict[str, str]) -> str:
     ("SIGNALBOX_REDIS_URL", "http://127.0.0.1:1", "SIGNALBOX_REDIS_URL"),
     ("SIGNALBOX_SCHEDULER_LISTEN", "nonsense", "SIGNALBOX_SCHEDULER_LISTEN"),
     ("SIGNALBOX_SCHEDULER_LISTEN", "unix:/nowhere/s.sock", "/nowhere/s.sock"),
+    ("SIGNALBOX_SCHEDULER_SESSION_LISTEN", "unix:/nowhere/session.sock", "/nowhere/session.sock"),
     ("SIGNALBOX_SHARED_SECRET", "short", "SIGNALBOX_SHARED_SECRET"),
     ("SIGNALBOX_PRICES_FILE", "/nowhere/prices.json", "SIGNALBOX_PRICES_FILE"),
     ("SIGNALBOX_SCHEDULER_REFRESH_S", "0", "SIGNALBOX_SCHEDULER_REFRESH_S"),

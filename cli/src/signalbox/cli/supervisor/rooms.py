@@ -63,6 +63,10 @@ class Plan:
             usage=f"unix:{self.layout.socket('usage')}",
         )
 
+    def session_socket(self, scheduler: int) -> Path:
+        """The Unix socket on which a scheduler answers the gateways' sessions."""
+        return self.layout.socket(f"scheduler-{scheduler}.session")
+
 
 def specs(plan: Plan) -> list[Spec]:
     """Return the rooms in the order in which they start; they stop in the reverse one."""
@@ -83,12 +87,15 @@ def _spec(plan: Plan, room: str, worker: int | None = None) -> Spec:
     else:
         serving = str(layout.socket(name))
         listen = f"unix:{serving}"
+    sockets: tuple[str, ...] = (serving, str(telemetry))
+    if worker is not None and room == "scheduler":
+        sockets += (str(plan.session_socket(worker)),)
     env = _inherited(plan.environ, room) | {
         "SIGNALBOX_SHARED_SECRET_FILE": str(layout.shared_secret),
         "SIGNALBOX_TELEMETRY_ADDRESS": f"unix:{telemetry}",
         "SIGNALBOX_LOG_FORMAT": plan.log_format,
         f"{_prefix(room)}LISTEN": listen,
-        **_own(plan, room),
+        **_own(plan, room, worker),
     }
     return Spec(
         name=name,
@@ -96,15 +103,15 @@ def _spec(plan: Plan, room: str, worker: int | None = None) -> Spec:
         argv=(sys.executable, "-m", _MODULES[room]),
         env=env,
         probe=_probe(name, telemetry),
-        sockets=(serving, str(telemetry)),
+        sockets=sockets,
         pass_fds=(plan.listen_fd,) if room == "gateway" else (),
         worker=worker,
         telemetry=str(telemetry),
     )
 
 
-def _own(plan: Plan, room: str) -> dict[str, str]:
-    """Return what only this room is told."""
+def _own(plan: Plan, room: str, worker: int | None) -> dict[str, str]:
+    """Return what only this process is told."""
     layout = plan.layout
     if room == "usage":
         return {DATABASE_URL: plan.environ.get(DATABASE_URL) or f"sqlite:///{layout.ledger}"}
@@ -114,12 +121,17 @@ def _own(plan: Plan, room: str) -> dict[str, str]:
             "SIGNALBOX_TOKEN_REFRESHER_ENCRYPTION_KEY_FILE": str(layout.encryption_key),
         }
     if room == "scheduler":
+        assert worker is not None
         return {
+            "SIGNALBOX_SCHEDULER_SESSION_LISTEN": f"unix:{plan.session_socket(worker)}",
             REDIS_URL: plan.environ.get(REDIS_URL) or f"unix://{layout.socket('redis')}",
             "SIGNALBOX_USAGE_ADDRESS": plan.addresses.usage,
         }
     return {
         "SIGNALBOX_SCHEDULER_ADDRESS": ",".join(plan.addresses.scheduler),
+        "SIGNALBOX_SCHEDULER_SESSION_ADDRESS": ",".join(
+            f"unix:{plan.session_socket(n)}" for n in range(plan.schedulers)
+        ),
         "SIGNALBOX_TOKEN_REFRESHER_ADDRESS": plan.addresses.token_refresher,
         "SIGNALBOX_USAGE_ADDRESS": plan.addresses.usage,
         "SIGNALBOX_GATEWAY_JOURNAL_DIR": str(layout.data / "journal"),

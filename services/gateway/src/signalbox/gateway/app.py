@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import ctypes
+from itertools import zip_longest
 
 from prometheus_client import REGISTRY
 
@@ -71,7 +72,10 @@ class Gateway:
         gateway_id = ids.instance_id()
         usage = rpc.connect(config, config.usage_address)
         refresher = rpc.connect(config, config.token_refresher_address)
-        schedulers = [Endpoint(config, address) for address in config.scheduler_address]
+        faster = config.scheduler_session_address
+        schedulers = [
+            Endpoint(config, *addresses) for addresses in zip_longest(config.scheduler_address, faster, fillvalue="")
+        ]
         self._config = config
         self._channels = [usage, refresher]
         self.readiness = Readiness("scheduler", "token-refresher")

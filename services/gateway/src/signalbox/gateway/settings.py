@@ -2,10 +2,10 @@
 
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from signalbox.core.settings import Address, RoomSettings
@@ -58,6 +58,11 @@ class GatewaySettings(RoomSettings):
     scheduler_address: Addresses = Field(
         ..., validation_alias="SIGNALBOX_SCHEDULER_ADDRESS", min_length=1,
         description="Where the schedulers are; several, separated by commas, let the gateway survive the loss of one.",
+    )
+    scheduler_session_address: Addresses = Field(
+        (), validation_alias="SIGNALBOX_SCHEDULER_SESSION_ADDRESS",
+        description="Where the same schedulers, in the same order, answer the Session stream by itself, which is "
+        "cheaper; where one does not, its address above serves.",
     )
     token_refresher_address: Address = Field(
         ..., validation_alias="SIGNALBOX_TOKEN_REFRESHER_ADDRESS",
@@ -135,6 +140,14 @@ class GatewaySettings(RoomSettings):
         "", validation_alias="OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
         description="Where traces go, path and all, if not below the collector's URL.",
     )
+
+    @model_validator(mode="after")
+    def _paired(self) -> Self:
+        if self.scheduler_session_address and len(self.scheduler_session_address) != len(self.scheduler_address):
+            raise ValueError(
+                "SIGNALBOX_SCHEDULER_SESSION_ADDRESS must name one address for each of SIGNALBOX_SCHEDULER_ADDRESS",
+            )
+        return self
 
     @property
     def traces_url(self) -> str:

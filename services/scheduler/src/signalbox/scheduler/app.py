@@ -6,6 +6,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 
 from signalbox.core import logs, rpc
 from signalbox.core.errors import StartupError
+from signalbox.core.grpc_listener import Listener
 from signalbox.core.ids import instance_id
 from signalbox.core.lifecycle import patiently, within_start_limit
 from signalbox.core.telemetry import Readiness, TelemetryServer
@@ -33,6 +34,7 @@ from signalbox.wire.prices import PriceBook, PriceDataError
 log = logs.logger(__name__)
 
 SERVICE = scheduler_pb2.DESCRIPTOR.services_by_name["Scheduler"].full_name
+SESSION = f"/{SERVICE}/Session"
 _DRAIN_S = 0.2
 _STOP_S = 5.0
 _CANCEL_AGAIN_S = 0.2
@@ -93,6 +95,9 @@ class Room:
         )
         self._server = rpc.Server(settings, settings.listen, [SERVICE])
         add_SchedulerServicer_to_server(self._service, self._server.grpc)
+        self._listener: Listener | None = None
+        if settings.session_listen is not None:
+            self._listener = Listener(settings, settings.session_listen, SESSION, self._service.serve_call)
         self._background = (
             recovery.keep_open, live.keep_fresh, live.listen, dispatcher.queue.keep_moving, reaper.keep_reaping,
             usage.keep_remembering, census.keep_counting,
@@ -108,6 +113,8 @@ class Room:
         for warning in warnings:
             log.warning("redis_setting", what=warning)
         await self._telemetry.start()
+        if self._listener is not None:
+            await self._listener.start()  # first: a gateway that finds only the other address stays there
         await self._server.start()
         await self._server.set_serving(True)
         self.work = [asyncio.create_task(work()) for work in self._background]
@@ -117,7 +124,11 @@ class Room:
         self._service.stopping.set()
         self._sessions.drain()
         await asyncio.sleep(_DRAIN_S)
-        await self._server.stop(min(self._settings.stop_grace_s, _STOP_S))
+        grace_s = min(self._settings.stop_grace_s, _STOP_S)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._server.stop(grace_s))
+            if self._listener is not None:
+                group.create_task(self._listener.stop(grace_s))
         await _end(self.work)
         await self._channel.close()
         await self.store.close()

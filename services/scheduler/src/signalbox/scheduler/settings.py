@@ -23,6 +23,11 @@ class SchedulerSettings(RoomSettings):
     model_config = SettingsConfigDict(env_prefix="SIGNALBOX_SCHEDULER_")
 
     listen: Address = Field("127.0.0.1:7001", description="Where the scheduler answers other rooms.")
+    session_listen: Address | None = Field(
+        None,
+        description="Where it answers the gateways' Session stream by itself, which costs a fraction of what it does at"
+        " the address above; it is answered there too. The gateways are told by SIGNALBOX_SCHEDULER_SESSION_ADDRESS.",
+    )
     redis_url: Annotated[SecretStr, AfterValidator(_redis_url)] = Field(
         SecretStr("redis://127.0.0.1:6379/0"),
         validation_alias="SIGNALBOX_REDIS_URL",

@@ -8,13 +8,15 @@ import grpc
 import grpc.aio
 
 from signalbox.core.errors import Refused, Unavailable
+from signalbox.core.grpc_listener import Call
 from signalbox.scheduler.adapters.dispatch import Dispatcher
 from signalbox.scheduler.adapters.gate import Gate
 from signalbox.scheduler.adapters.live import LiveRefresher
 from signalbox.scheduler.adapters.registry import Registry, Watcher
 from signalbox.scheduler.adapters.sessions import Sessions
 from signalbox.scheduler.adapters.store import LostState, Store
-from signalbox.scheduler.api.session import GatewaySession
+from signalbox.scheduler.api.carriers import CalledDirectly, CalledThroughLibrary
+from signalbox.scheduler.api.session import Carrier, GatewaySession
 from signalbox.v1 import scheduler_pb2 as pb
 from signalbox.v1.scheduler_pb2_grpc import SchedulerServicer
 
@@ -84,7 +86,14 @@ class SchedulerService(SchedulerServicer):
 
     async def Session(self, request_iterator: AsyncIterator[pb.GatewayBatch], context: "Context") -> None:  # type: ignore[override]  # noqa: N802
         """Serve one gateway's stream."""
-        await GatewaySession(self._dispatcher, self._sessions, self._gate, context).serve(request_iterator)
+        await CalledThroughLibrary(self._begin_session).serve(request_iterator, context)
+
+    def serve_call(self, call: Call) -> CalledDirectly:
+        """Serve one gateway's stream that comes to the session listener."""
+        return CalledDirectly(call, self._begin_session)
+
+    def _begin_session(self, carrier: Carrier) -> GatewaySession:
+        return GatewaySession(self._dispatcher, self._sessions, self._gate, carrier)
 
     # ------------------------------------------------------------------ registry
 

@@ -1,13 +1,12 @@
 """One gateway's Session stream: what arrived while the batch before was decided is decided, and answered, as one batch.
 
-Settles that cannot be applied yet are answered later, by a push, once they can.
+Settles that cannot be applied yet are answered later, by a push, once they can. Who carries the stream, the gRPC
+library or the listener of our own, is carriers.py's business.
 """
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Coroutine
-
-import grpc.aio
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
 
 from signalbox.core import logs
 from signalbox.scheduler.adapters.dispatch import Dispatcher
@@ -19,66 +18,87 @@ log = logs.logger(__name__)
 
 _MOST_WAITING = 4096
 
-Context = grpc.aio.ServicerContext[GatewayBatch, SchedulerBatch]
+
+class Carrier(Protocol):
+    """What a session asks of whoever carries its stream."""
+
+    def say(self, batch: SchedulerBatch) -> None:
+        """Send a batch; one that is gone does not mind."""
+        ...
+
+    def changed(self) -> None:
+        """Look at `is_full` and `is_idle` again."""
+        ...
+
+    def failed(self) -> None:
+        """End the stream: a defect kept a batch from being answered; the gateway asks again on another stream."""
+        ...
 
 
 class GatewaySession:
-    """Serves one stream until it ends."""
+    """Answers one stream, from its first batch to `leave`."""
 
-    def __init__(self, dispatcher: Dispatcher, sessions: Sessions, gate: Gate, context: Context) -> None:
+    def __init__(self, dispatcher: Dispatcher, sessions: Sessions, gate: Gate, carrier: Carrier) -> None:
         self._dispatcher = dispatcher
         self._sessions = sessions
         self._gate = gate
-        self._context = context
-        self._writing = asyncio.Lock()
+        self._carrier = carrier
         self._tasks: set[asyncio.Task[None]] = set()
-        self._waiting = GatewayBatch()
-        self._changed = asyncio.Event()
-        self._taken = asyncio.Event()
-        self._ended = False
+        self._waiting: GatewayBatch | None = None
+        self._answering = False
         self.gateway_id = ""
 
-    async def serve(self, batches: AsyncIterator[GatewayBatch]) -> None:
-        """Answer batches until the gateway leaves."""
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._answer_all())
-                async for batch in batches:
-                    await self._take(batch)
-                self._ended = True
-                self._changed.set()
-        finally:
-            self._sessions.leave(self)
-            self._dispatcher.queue.drop(self)
-            for task in self._tasks:
-                task.cancel()
+    @property
+    def is_full(self) -> bool:
+        """Whether so much waits that the gateway should be slowed down."""
+        waiting = self._waiting
+        return waiting is not None and len(waiting.admits) + len(waiting.settles) > _MOST_WAITING
 
-    async def _take(self, batch: GatewayBatch) -> None:
+    @property
+    def is_idle(self) -> bool:
+        """Whether all that was asked is answered, but for what waits for an account or for Redis."""
+        return not self._answering
+
+    def take(self, batch: GatewayBatch) -> None:
+        """Take a batch; its answer follows."""
         if batch.HasField("hello"):
             self.gateway_id = batch.hello.gateway_id
-            await self._write(SchedulerBatch())
+            self._carrier.say(SchedulerBatch())
             self._sessions.enter(self)
             log.info("gateway_connected", gateway=self.gateway_id)
-        self._waiting.MergeFrom(batch)
-        self._changed.set()
-        while len(self._waiting.admits) + len(self._waiting.settles) > _MOST_WAITING:
-            self._taken.clear()
-            await self._taken.wait()  # gRPC's flow control slows the gateway down meanwhile
+        if self._waiting is None:
+            self._waiting = batch
+        else:
+            self._waiting.MergeFrom(batch)
+        if not self._answering:
+            self._answering = True
+            self._spawn(self._answer_all())
+
+    def leave(self) -> None:
+        """The stream ended."""
+        self._sessions.leave(self)
+        self._dispatcher.queue.drop(self)
+        for task in self._tasks:
+            task.cancel()
+
+    def push(self, batch: SchedulerBatch) -> None:
+        """Send something that the gateway did not ask for."""
+        self._carrier.say(batch)
 
     async def _answer_all(self) -> None:
-        while not self._ended or self._waiting.ByteSize():
-            await self._changed.wait()
-            self._changed.clear()
-            batch, self._waiting = self._waiting, GatewayBatch()
-            self._taken.set()
+        while self._waiting is not None:
+            batch, self._waiting = self._waiting, None
+            self._carrier.changed()
             await self._answer(batch)
+        self._answering = False
+        self._carrier.changed()
 
     async def _answer(self, batch: GatewayBatch) -> None:
         answer, unsettled = await self._dispatcher.run(batch, self.push, self)
         if unsettled:
             self._spawn(self._settle_later(unsettled))
-        if answer.ByteSize():
-            await self._write(answer)
+        if answer.ListFields():
+            self._carrier.say(answer)
         if batch.HasField("journal_delivered"):
             self._sessions.note_delivered(self, batch.journal_delivered.epoch)
 
@@ -87,22 +107,19 @@ class GatewaySession:
         while settles:
             await self._gate.wait_open()
             answer, settles = await self._dispatcher.run(GatewayBatch(settles=settles), self.push, self)
-            if answer.ByteSize():
-                await self._write(answer)
+            if answer.ListFields():
+                self._carrier.say(answer)
 
-    async def _write(self, batch: SchedulerBatch) -> None:
-        async with self._writing:
-            await self._context.write(batch)
-
-    def push(self, batch: SchedulerBatch) -> None:
-        """Send something unasked; a stream that is gone does not mind."""
-        self._spawn(self._push(batch))
-
-    async def _push(self, batch: SchedulerBatch) -> None:
-        with contextlib.suppress(grpc.aio.UsageError, asyncio.InvalidStateError):
-            await self._write(batch)
-
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("session_failed", exc_info=error)
+            self._carrier.failed()
+
+
+Begin = Callable[[Carrier], GatewaySession]
