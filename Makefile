@@ -14,6 +14,8 @@ SECONDS ?= 60
 SLOW_FILES := --ignore tests/e2e --ignore tests/k8s --ignore tests/simulator/tests/test_simulator_sdk.py
 # Some environments forbid it; then every process compiles what it imports, and every test file is rewritten anew.
 export PYTHONDONTWRITEBYTECODE :=
+# Where set-up unpacks what tests need of Debian and the machine lacks.
+export PATH := $(PATH):$(CURDIR)/tests/clients/debian/usr/bin
 
 .PHONY: help
 help: ## list the targets

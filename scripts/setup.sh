@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Set-up: a virtual environment in .venv with everything pinned by hash, the workspace's packages linked into it.
-# Repeats nothing that is done. `setup.sh clients` adds the npm clients that the end-to-end tests drive.
+# Repeats nothing that is done. `setup.sh clients` adds the npm clients that the end-to-end tests drive, and the
+# servers that tests start beside Signalbox.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
@@ -48,22 +49,23 @@ clients() {
     fi
 }
 
-reverse_proxies() { # unpacked beside the clients, not installed: an installed server would start and take port 80
-    local where=tests/clients/debian
-    [ -x $where/usr/sbin/nginx ] && [ -x $where/usr/bin/caddy ] && return
-    command -v apt-get >/dev/null && command -v dpkg >/dev/null || return 0
-    echo "setup: unpacking the reverse proxies of the end-to-end tests"
+servers() { # unpacked beside the clients, not installed: an installed server would start, and nginx take port 80
+    local where=tests/clients/debian wanted=()
+    [ -x $where/usr/sbin/nginx ] || wanted+=(nginx)
+    [ -x $where/usr/bin/caddy ] || wanted+=(caddy)
+    command -v promtool >/dev/null || [ -x $where/usr/bin/promtool ] || wanted+=(prometheus)
+    [ ${#wanted[@]} -gt 0 ] && command -v apt-get >/dev/null && command -v dpkg >/dev/null || return 0
+    echo "setup: unpacking ${wanted[*]} for tests"
     mkdir -p $where
-    if (cd $where && { apt-get download -qq nginx caddy || { apt-get update -qq && apt-get download -qq nginx caddy; }; } &&
-        for package in *.deb; do dpkg -x "$package" .; done && rm -- *.deb) >/dev/null 2>&1; then :; else
-        rm -rf $where
-        echo "setup: nginx and Caddy are not to be had; their tests will be skipped" >&2
-    fi
+    (cd $where && { apt-get download -qq "${wanted[@]}" || { apt-get update -qq && apt-get download -qq "${wanted[@]}"; }; } &&
+        for package in *.deb; do dpkg -x "$package" . || exit; done) >/dev/null 2>&1 ||
+        echo "setup: ${wanted[*]} are not to be had; their tests will be skipped" >&2
+    rm -f $where/*.deb
 }
 
 environment
 case ${1:-} in
     "") ;;
-    clients) clients; reverse_proxies ;;
+    clients) clients; servers ;;
     *) fail "unknown argument $1" ;;
 esac

@@ -14,6 +14,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "deploy/helm/signalbox"
 ROOMS = ("gateway", "scheduler", "token-refresher", "usage", "operator")
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C it takes a fifth of the time
 
 Object = dict[str, Any]
 
@@ -44,7 +45,7 @@ def template(*values: str, release: str = "signalbox", namespace: str = "relay",
     sets = [part for value in values for part in ("--set-json" if "=[" in value or "={" in value else "--set", value)]
     ran = run("template", release, str(CHART), "--namespace", namespace, *sets, *(f"--api-versions={a}" for a in apis))
     assert ran.returncode == 0, ran.stderr
-    return [o for o in yaml.safe_load_all(ran.stdout) if o]
+    return [o for o in yaml.load_all(ran.stdout, Loader=LOADER) if o]
 
 
 def refusal(*values: str, release: str = "signalbox") -> str:

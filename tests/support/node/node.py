@@ -200,13 +200,14 @@ def prepare() -> None:
         missing.add("containernetworking-plugins")
     if missing and not _install(sorted(missing)):
         raise Cannot(f"a node needs these Debian packages: {' '.join(sorted(missing))}")
+    groups = _groups(MOST_NODES)
     try:
-        groups = _groups(MOST_NODES)
         _make(groups)
-        for group in groups:
-            group.rmdir()
     except OSError as e:
         raise Cannot(f"a node needs control groups that it may make: {e}") from e
+    finally:
+        for group in groups:
+            _removed(group)
     tried = subprocess.run(["unshare", *PRIVATE, "true"], capture_output=True, text=True, check=False)
     if tried.returncode:
         raise Cannot(f"a node needs namespaces of its own: {tried.stderr.strip()}")
