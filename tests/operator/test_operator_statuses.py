@@ -8,7 +8,7 @@ import pytest
 
 from signalbox.operator.domain.deletion import Step, step
 from signalbox.operator.domain.events import events
-from signalbox.operator.domain.rates import FACTS_EVERY_S, NUMBERS_EVERY_S, REPEAT_EVERY_S, due_in_s
+from signalbox.operator.domain.rates import FACTS_EVERY_S, Written, due_in_s
 from signalbox.operator.domain.statuses import Facts, status_of
 from signalbox.operator.domain.world import FINALIZER, read
 from signalbox.resources.conditions import Condition
@@ -121,6 +121,7 @@ def used(number: int) -> dict[str, Any]:
     return status(limits=[{"name": "day", "per": "Day", "requests": {"limit": 1000, "used": number, "reserved": 0}}])
 
 
+EVERY_S = 60.0
 FLIPPED = status(conditions=[{"type": "Ready", "status": "False", "reason": "Expired", "message": ""}])
 
 
@@ -129,18 +130,18 @@ FLIPPED = status(conditions=[{"type": "Ready", "status": "False", "reason": "Exp
     [
         (status(), status(), None, None),
         (status(), FLIPPED, None, 0.0),
-        (status(), FLIPPED, (-0.5, status()), FACTS_EVERY_S - 0.5),
+        (status(), FLIPPED, Written.of(status(), -0.5), FACTS_EVERY_S - 0.5),
         (used(5), used(6), None, None),  # a thousandth
         (used(5), used(15), None, 0.0),  # a hundredth
-        (used(5), used(15), (-20.0, used(5)), NUMBERS_EVERY_S - 20),
-        (status(), status(inFlight=1), (-20.0, status()), NUMBERS_EVERY_S - 20),
-        (status(), FLIPPED, (-20.0, FLIPPED), REPEAT_EVERY_S - 20),  # somebody undid it, or the schema drops it
+        (used(5), used(15), Written.of(used(5), -20.0), EVERY_S - 20),
+        (status(), status(inFlight=1), Written.of(status(), -20.0), EVERY_S - 20),
+        (status(), FLIPPED, Written.of(FLIPPED, -20.0), EVERY_S - 20),  # somebody undid it, or the schema drops it
         ({}, status(), None, 0.0),
         (status(conditions=[*status()["conditions"], {"type": "Foreign", "status": "True"}]), status(), None, None),
     ],
 )
 def test_when_a_status_is_written(old: Any, new: Any, last: Any, due_s: float | None) -> None:
-    assert due_in_s(old, new, last, 0.0) == due_s
+    assert due_in_s(old, new, last, 0.0, every_s=EVERY_S) == due_s
 
 
 # ---------------------------------------------------------------------- Events

@@ -70,6 +70,28 @@ def test_a_key_that_is_being_deleted_is_planned_with_no_more() -> None:
     assert world.documents().documents == ()
 
 
+def test_what_has_not_changed_is_not_judged_again() -> None:
+    before = seen(1, generation=3)
+    written = raw(2, generation=3, annotations={"a": "b"}, finalizers=["signalbox.dev/drain"])
+    after = read({**written, "status": {"observedGeneration": 3}}, before)
+    assert after.document is before.document
+    assert (after.version, after.held, after.status) == (2, True, {"observedGeneration": 3})
+    for changed in (
+        raw(3, generation=4), raw(3, generation=3, labels={"team": "a"}), raw(3, generation=3, uid="another"),
+        raw(3, generation=3, deletionTimestamp="2026-01-01T00:00:00Z"),
+    ):
+        assert read(changed, before).document is not before.document
+        assert read(changed, before) == read(changed)
+
+
+def test_a_secret_is_always_read_anew() -> None:
+    def document(value: str) -> dict[str, Any]:
+        data = {"api-key": base64.b64encode(value.encode()).decode()}
+        return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s", "namespace": "team", "uid": "u"}, "data": data}
+
+    assert read(document("two"), read(document("one"))).document.resource.values() == {"api-key": b"two"}
+
+
 def test_copies_of_secrets_in_metadata_are_not_kept() -> None:
     value = base64.b64encode(b"sk-ant-secret").decode()
     kept = read({

@@ -578,6 +578,19 @@ def test_key_that_gives_a_hash_up_goes_before_the_one_that_takes_it() -> None:
     assert puts == ["default/b", "default/a"]
 
 
+def test_who_loses_access_loses_it_before_anybody_gets_some() -> None:
+    documents = [account(), account("b", "b"), secret(), secret("b"), key("a", "a" * 20), key("b", "b" * 20)]
+    before = planned(*documents)
+    after = planned(
+        account(state="Paused"), account("b", "b"), account("c"), secret(), secret("b", api_key="sk-ant-2"),
+        key("a", "a" * 20), key("b", "b" * 20, state="Paused"), key("c", "c" * 20), before=before.state,
+    )
+    actions = diff(after, before.revisions(), before.seed_versions())
+    told = [a.object.id if isinstance(a, PutObject) else a.grant.account for a in actions if not isinstance(a, DeleteGrant)]
+    assert told[:2] == ["default/b", "default/acme"]
+    assert [type(a) for a in actions[:4]] == [PutObject, PutObject, PutGrant, PutGrant]
+
+
 def test_changed_secret_replaces_the_grant_and_has_the_account_tried_again() -> None:
     before = planned(account(), secret())
     after = planned(account(), secret(api_key="sk-ant-2"), before=before.state)
@@ -592,10 +605,40 @@ SPECS = st.one_of(
         lambda n, p, s: account(n, priority=p, namespace=s), NAMES, st.integers(-1, 3), st.sampled_from(["x", "y"])
     ),
     st.builds(lambda n, k: key(n, k * 20), NAMES, NAMES),
+    st.builds(
+        lambda n, k, p: key(n, k * 20, pools=p, expiresAt="2026-11-22T00:00:00Z"), NAMES, NAMES,
+        st.sampled_from([["a"], ["a/a", "b"], ["x/b"]]),
+    ),
+    st.builds(
+        lambda n, k: key(n, "z" * 20, alsoAccept=[{"keyHash": hash_key(k * 20), "until": "2026-11-23T00:00:00Z"}]),
+        NAMES, NAMES,
+    ),
     st.builds(lambda n, m, s: pool(n, m, namespace=s), NAMES, st.sampled_from([{"accounts": ["a"]}, {}, None]), NAMES),
-    st.builds(lambda n, s: secret(n, s), NAMES, st.sampled_from(["x", "y"])),
+    st.builds(
+        lambda n, s, v: secret(n, s, api_key=v), NAMES, st.sampled_from(["x", "y"]), st.sampled_from(["sk-1", "sk-2"]),
+    ),
     st.builds(lambda n: key(n, None), NAMES),
 )
+
+
+STEPS = st.lists(
+    st.tuples(st.lists(SPECS, max_size=8), st.integers(0, 3), st.booleans(), st.integers(0, 1)), min_size=1, max_size=4,
+)
+
+
+@settings(deadline=None)  # on a busy machine an example takes what it takes
+@given(STEPS)
+def test_what_a_plan_takes_over_from_the_last_one_is_what_it_would_have_made(steps: list[Any]) -> None:
+    """Documents, time, policy and healings change from step to step."""
+    state = State()
+    for documents, days, cluster, healed in steps:
+        loaded, policy = load(*documents), Policy(cluster=cluster)
+        now = NOW + timedelta(days=days)
+        told: dict[str, Any] = {"now": now, "policy": policy, "healings": {"x/a": healed}}
+        taken_over = plan(loaded, state, **told)
+        assert taken_over == plan(loaded, State(state.good), **told)
+        assert plan(loaded, taken_over.state, **told).objects == taken_over.objects
+        state = taken_over.state
 
 
 @settings(deadline=None)  # on a busy machine an example takes what it takes

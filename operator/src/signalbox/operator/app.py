@@ -81,23 +81,19 @@ async def _operate(
     listing = Listing(
         board, cluster, namespaces, every_s=settings.resync_s, metrics=metrics, listed=documents.relist,
     )
-    live = Live(board, rooms, metrics=metrics, lost=documents.relist)
-    statuses = Statuses(board, writer, writers=settings.status_writers, metrics=metrics)
+    live = Live(board, rooms, every_s=settings.numbers_every_s, metrics=metrics, lost=documents.relist)
+    statuses = Statuses(
+        board, writer, writers=settings.status_writers, every_s=settings.numbers_every_s, metrics=metrics,
+    )
     deletions = Deletions(
         board, rooms, writer, limit=timedelta(seconds=settings.drain_limit_s), metrics=metrics,
     )
     watch = Watch(
-        namespaces, known=board.world.knows, notice=board.notice, forget=board.forget, relisted=listing.relisted,
+        namespaces, known=board.world.get, notice=board.notice, forget=board.forget, begun=listing.begun,
         beat=lambda: metrics.beat("watch"),
     )
-
-    async def watch_when_planned() -> None:
-        """Begin to watch after the first pass: kopf goes through everything once, which would only hold it up."""
-        await documents.tried.wait()
-        watch.start()
-
+    watch.start()
     loops = (
-        watch_when_planned,
         listing.keep_whole, listing.keep_namespaces, documents.keep_in_force, documents.keep_withdrawing,
         live.keep_watching, live.keep_asking, live.keep_counting, live.keep_grants, statuses.keep_true,
         deletions.keep_holding,

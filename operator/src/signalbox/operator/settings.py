@@ -60,6 +60,10 @@ class OperatorSettings(RoomSettings):
     resync_s: float = Field(
         300.0, gt=0, description="How often everything is listed and compared anew, whatever the watches say.",
     )
+    numbers_every_s: float = Field(
+        60.0, ge=1, le=120,
+        description="How often the numbers in an object's status are written at most, and one again that was undone.",
+    )
     status_writers: int = Field(
         4, ge=1, le=64, description="How many statuses are written at once.",
     )

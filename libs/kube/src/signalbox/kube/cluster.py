@@ -5,7 +5,7 @@ KUBECONFIG names, or ~/.kube/config. Every call raises Unavailable where the API
 overloaded, Refused with the API's own reason (`NotFound`, `Conflict`, `Forbidden`, `Invalid`, ...) where it says no.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -74,6 +74,15 @@ class Cluster:
             async for item in found:
                 take(item)
             return int(found.resourceVersion)
+
+    async def watch(self, kind: str, name: str) -> AsyncIterator[Object]:
+        """Yield one cluster-wide object as it is, then after each of its changes, without end.
+
+        A connection that has died silently is not noticed: stop after a while and begin anew.
+        """
+        with _own_errors():
+            async for _, item in self._client.watch(KINDS[kind], fields={"metadata.name": name}):
+                yield dict(item)
 
     async def create(self, body: Mapping[str, Any]) -> Object:
         """Create an object."""

@@ -41,9 +41,11 @@ class Good:
 
 @dataclass(frozen=True)
 class State:
-    """What was in force after the last plan. In memory only: it holds Secrets."""
+    """What was in force after the last plan, and what that plan made. In memory only: it holds Secrets."""
 
     good: Mapping[Identity, Good] = field(default_factory=dict, repr=False)
+    made: Mapping[Identity, "Made"] = field(default_factory=dict, repr=False)
+    """Spares the next plan what has not changed; it decides nothing."""
 
     def owners(self) -> dict[Identity, str]:
         """Return which file each document in force came from; a copy elsewhere does not displace it."""
@@ -63,6 +65,8 @@ class DesiredObject:
     created_at: datetime | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     source: str = ""
+    serves: bool = True
+    """Whether requests may use it, as far as the documents say: it is ready and nobody has paused it."""
 
     @property
     def ready(self) -> Condition:
@@ -85,6 +89,21 @@ class Grant:
     material: Mapping[str, str] = field(repr=False)
     config: Mapping[str, str]
     seed_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """One object, and a grant where it has one, with everything they were made from: the same again makes the same."""
+
+    inputs: tuple[object, ...] = field(repr=False)
+    item: DesiredObject
+    grant: Grant | None = None
+    secrets: Mapping[tuple[str, str], Mapping[str, bytes] | None] = field(default_factory=dict, repr=False)
+    """The Secrets that were looked at, by (namespace, name); None: there was none."""
+
+    def holds(self, inputs: tuple[object, ...], secrets: Mapping[tuple[str, str], Mapping[str, bytes]]) -> bool:
+        """Whether these inputs would make the same."""
+        return self.inputs == inputs and all(secrets.get(name) == values for name, values in self.secrets.items())
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ class Board:
     def plan(self, desired: Desired) -> None:
         """Take in a new plan."""
         fresh = {Identity(o.kind, *o.id.split("/", 1)): o for o in desired.objects}
-        self.mark(i for i, o in fresh.items() if (old := self.desired.get(i)) is None or old != o)
+        self.mark(i for i, o in fresh.items() if (old := self.desired.get(i)) is None or (old is not o and old != o))
         self.mark(i for i in self.desired if i not in fresh)
         self.desired = fresh
 

@@ -67,7 +67,7 @@ class Deletions:
                 after = await self._writer.release(seen)
             case _:
                 return
-        if (newer := read(after)) is not None:
+        if (newer := read(after, seen)) is not None:
             self._board.notice(newer)
 
     async def _in_flight(self, leaving: list[Seen]) -> dict[str, int]:

@@ -1,6 +1,8 @@
 """Brings the documents into force: plans with all of them, compares with the rooms, carries out the difference.
 
-Level-triggered: every pass compares everything with everything. Deleted keys are withdrawn at once, before the pass.
+Level-triggered: every pass compares everything with everything. Deleted keys are withdrawn at once, beside the pass; a
+pass that has much to carry out makes way for a newer one as soon as something changes, and that one begins with what
+withdraws access.
 """
 
 import asyncio
@@ -12,17 +14,31 @@ from datetime import UTC, datetime
 from signalbox.core import logs
 from signalbox.core.errors import Refused, SignalboxError
 from signalbox.operator.controllers.board import Board
+from signalbox.operator.domain.kept import identity_in_registry, read_back
 from signalbox.operator.metrics import Metrics
 from signalbox.resources.actions import diff
+from signalbox.resources.conditions import SECRET_NOT_FOUND
 from signalbox.resources.reading import Identity
 from signalbox.resources.reconcile import plan
-from signalbox.resources.state import Action, DeleteGrant, DeleteObject, Desired, Policy, PutGrant, PutObject, State
+from signalbox.resources.state import (
+    Action,
+    DeleteGrant,
+    DeleteObject,
+    Desired,
+    DesiredObject,
+    Policy,
+    PutGrant,
+    PutObject,
+    State,
+)
 from signalbox.rooms.carryout import Carrier, lacks_grant
 from signalbox.rooms.client import Rooms
 
 log = logs.logger(__name__)
 
 _DEBOUNCE_S = 0.05
+# So many actions are carried out before it is seen whether something has changed: some tenths of a second.
+_SLICE = 250
 _FIRST_RETRY_S = 0.2
 _LONGEST_RETRY_S = 3.0
 _IDLE_S = 30.0
@@ -42,11 +58,11 @@ class Documents:
         self._metrics = metrics
         self._ready = ready
         self._state = State()
+        self._kept: dict[Identity, DesiredObject] = {}
+        """What an earlier start brought into force of documents that have been refused ever since this one."""
         self._registry: dict[tuple[str, str], str] | None = None
         self._seeds: dict[str, str] | None = None
         self._failure = ""
-        self.tried = asyncio.Event()
-        """Set when a first pass has come to its end, well or not."""
 
     def relist(self) -> None:
         """Compare with what the rooms really have, soon: they may have lost something."""
@@ -64,9 +80,7 @@ class Documents:
                 if self._board.complete and not self._board.superseded:
                     wait_s = await self._one_pass()
                     retry_s = _FIRST_RETRY_S
-                    self.tried.set()
             except SignalboxError as e:
-                self.tried.set()
                 self._note_failure(e)
                 wait_s, retry_s = retry_s, min(_LONGEST_RETRY_S, retry_s * 2)
             with contextlib.suppress(TimeoutError):
@@ -90,16 +104,18 @@ class Documents:
     # ------------------------------------------------------------------ one pass
 
     async def _one_pass(self) -> float:
-        """Bring everything into force; return seconds until the next pass is due anyway."""
+        """Bring everything into force, or begin to; return seconds until the next pass is due anyway."""
         began_s = time.monotonic()
+        registry, seeds = await self._present()
         loaded = self._board.world.documents()
         desired = await asyncio.to_thread(
             plan, loaded, self._state, now=datetime.now(UTC), policy=self._policy, healings=self._board.healings,
+            kept=self._kept,
         )
         self._state = desired.state
-        registry, seeds = await self._present()
         actions = [action for action in diff(desired, registry, seeds) if self._still_holds(action, desired)]
-        await self._act(actions)
+        if not await self._act_until_changed(actions):
+            return 0.0
         self._board.plan(desired)  # after it is in force, for a status must not run ahead of the truth
         if actions:
             log.info("documents_in_force", actions=len(actions))
@@ -119,13 +135,31 @@ class Documents:
         if registry is None:
             listed = await self._rooms.list_objects(with_status=False)
             self._registry = registry = {(i.object.kind, i.object.id): i.object.revision for i in listed}
+            for item in listed:
+                identity = identity_in_registry(item.object.kind, item.object.id)
+                if identity not in self._kept and self._is_refused(identity):
+                    self._kept[identity] = read_back(item.object)
         if seeds is None:
             grants = await self._rooms.grants()
             self._seeds = seeds = {account: grant.seed_version for account, grant in grants.items()}
         return registry, seeds
 
-    async def _act(self, actions: list[Action]) -> None:
-        """Carry out actions and keep the books; after a failure the rooms are asked what they have."""
+    async def _act_until_changed(self, actions: list[Action]) -> bool:
+        """Carry out actions, a slice at least; return whether all of them were."""
+        refused: dict[str, str] = {}
+        for start in range(0, len(actions), _SLICE):
+            if start and self._board.changed.is_set():
+                log.info("documents_changed_meanwhile", left=len(actions) - start)
+                return False
+            part = [a for a in actions[start : start + _SLICE] if not lacks_grant(a, refused)]
+            refused |= await self._act(part)
+        return True
+
+    async def _act(self, actions: list[Action]) -> dict[str, str]:
+        """Carry out actions and keep the books; return why grants were refused, by account.
+
+        After a failure the rooms are asked what they have.
+        """
         try:
             refused = await self._carrier.carry_out(actions, lambda: self._metrics.beat("documents"))
         except SignalboxError:
@@ -144,20 +178,23 @@ class Documents:
                     self._seeds[grant.account] = grant.seed_version
                 case DeleteGrant(account) if self._seeds is not None:
                     self._seeds.pop(account, None)
+        return refused
 
     def _still_holds(self, action: Action, desired: Desired) -> bool:
         """Whether an action is right by what has become known since the plan was begun.
 
-        A deleted key must not come back. What exists but was never seen good (its document was refused before this
-        operator started) keeps what an earlier one brought into force.
+        A deleted key must not come back. The credential of an account that was refused before this operator started
+        is known to the token-refresher alone.
         """
         match action:
             case PutObject(item) if item.kind == "RelayKey":
-                return not self._is_gone(Identity(item.kind, *item.id.split("/", 1)))
-            case DeleteObject(kind, object_id):
-                return not self._is_refused(Identity(kind, *object_id.split("/", 1)))
+                return not self._is_gone(identity_in_registry(item.kind, item.id))
             case DeleteGrant(account):
-                return not self._is_refused(Identity("ClaudeAccount", *account.split("/", 1)))
+                identity = identity_in_registry("ClaudeAccount", account)
+                if identity not in self._kept or not self._is_refused(identity):
+                    return True
+                reasons = {o.ready.reason for o in desired.objects if (o.kind, o.id) == ("ClaudeAccount", account)}
+                return not reasons or SECRET_NOT_FOUND in reasons
         return True
 
     def _is_gone(self, identity: Identity) -> bool:

@@ -10,7 +10,7 @@ from signalbox.core import logs
 from signalbox.core.errors import Refused, SignalboxError
 from signalbox.kube import CUSTOM_KINDS, Cluster
 from signalbox.operator.controllers.board import Board
-from signalbox.operator.domain.world import Seen, read
+from signalbox.operator.domain.world import Seen, identity_of, read, version_of
 from signalbox.operator.metrics import Metrics
 
 log = logs.logger(__name__)
@@ -19,8 +19,15 @@ KINDS = (*CUSTOM_KINDS, "Secret")
 _FIRST_RETRY_S = 0.5
 _LONGEST_RETRY_S = 10.0
 _NAMESPACES_EVERY_S = 15.0
-_SETTLED_S = 10.0
-_LOOK_EVERY_S = 2.0
+_NAMESPACE_WATCH_S = 25.0
+# How long the first listing waits for the watches to begin, so that there need be no second one.
+_WATCHES_BEGIN_S = 3.0
+# A watch that begins anew again and again does not have everything listed each time.
+_AGAIN_AFTER_S = 2.0
+_GATHER_S = 0.1
+_BEAT_S = 2.0
+
+Place = tuple[str, str | None]
 
 
 class Listing:
@@ -32,66 +39,118 @@ class Listing:
     ) -> None:
         self._board = board
         self._cluster = cluster
-        self._namespaces = namespaces
         self._every_s = every_s
         self._metrics = metrics
         self._listed = listed
-        self._relisted_s = float("inf")
+        self._namespaces = namespaces
+        spaces: Sequence[str | None] = [None] if namespaces is None else namespaces
+        self._places: list[Place] = [(kind, namespace) for kind in KINDS for namespace in spaces]
+        if namespaces is None:
+            self._places.append(("Namespace", None))
+        self._due: dict[Place, None] = {}
+        self._some_due = asyncio.Event()
         self._failure = ""
+        self._polled: set[str] = set()
 
-    def relisted(self) -> None:
-        """Note that a watch begins anew: once it has settled, a listing finds what was deleted in between."""
-        self._relisted_s = time.monotonic()
+    def begun(self, kind: str, namespace: str | None) -> None:
+        """Note that a watch begins anew: a listing finds what it missed."""
+        log.info("watch_begins", kind=kind, namespace=namespace or "*")
+        self._due[kind, namespace] = None
+        self._some_due.set()
 
     async def keep_whole(self) -> None:
-        """List again and again."""
-        retry_s = _FIRST_RETRY_S
+        """List everything at the start and every few minutes, and in between what watches may have missed."""
+        await self._watches_begin()
+        retry_s, whole_at_s = _FIRST_RETRY_S, 0.0
         while True:
             self._metrics.beat("listing")
+            whole = time.monotonic() >= whole_at_s
             try:
-                await self._list_everything()
-                wait_s, retry_s, self._failure = self._every_s, _FIRST_RETRY_S, ""
+                await self._list_all(self._places if whole else [*self._due], whole=whole)
+                retry_s, self._failure = _FIRST_RETRY_S, ""
+                whole_at_s = time.monotonic() + self._every_s if whole else whole_at_s
+                await asyncio.sleep(min(_AGAIN_AFTER_S, self._every_s))
             except SignalboxError as e:
                 if str(e) != self._failure:
                     log.warning("listing_failed", why=str(e))
                 self._failure = str(e)
-                wait_s, retry_s = retry_s, min(_LONGEST_RETRY_S, retry_s * 2)
-            await self._wait(wait_s)
+                await asyncio.sleep(retry_s)
+                retry_s = min(_LONGEST_RETRY_S, retry_s * 2)
+                continue
+            await self._wait(whole_at_s)
 
     async def keep_namespaces(self) -> None:
-        """Look at the labels of the watched namespaces, where they are not watched with everything else."""
-        while self._namespaces is not None:
-            with contextlib.suppress(SignalboxError):
-                for name in self._namespaces:
-                    await self._look_at_namespace(name)
+        """Follow the labels of the watched namespaces, where they are not watched with everything else."""
+        async with asyncio.TaskGroup() as group:
+            for name in self._namespaces or ():
+                group.create_task(self._follow(name))
+
+    async def _follow(self, namespace: str) -> None:
+        """Watch a namespace where we may, else look at it every few seconds. Where we may not, it has no labels."""
+        while True:
+            try:
+                async with asyncio.timeout(_NAMESPACE_WATCH_S):
+                    async for raw in self._cluster.watch("Namespace", namespace):
+                        self._take_namespace(raw)
+            except TimeoutError:
+                continue  # begun anew, for it might be dead
+            except SignalboxError as e:
+                if isinstance(e, Refused) and namespace not in self._polled:
+                    log.info("namespace_polled", namespace=namespace, why=str(e))
+                    self._polled.add(namespace)
+                with contextlib.suppress(SignalboxError):
+                    await self._look_at(namespace)
             await asyncio.sleep(_NAMESPACES_EVERY_S)
 
-    async def _wait(self, wait_s: float) -> None:
-        """Wait until a listing is due, or a watch that began anew has settled."""
-        until_s = time.monotonic() + wait_s
-        while (now_s := time.monotonic()) < min(until_s, self._relisted_s + _SETTLED_S):
-            self._metrics.beat("listing")
-            await asyncio.sleep(min(until_s - now_s, _LOOK_EVERY_S))
-        if now_s >= self._relisted_s + _SETTLED_S:
-            self._relisted_s = float("inf")
+    async def _look_at(self, namespace: str) -> None:
+        with contextlib.suppress(Refused):
+            self._take_namespace(await self._cluster.get("Namespace", namespace))
 
-    async def _list_everything(self) -> None:
-        places: Sequence[str | None] = [None] if self._namespaces is None else self._namespaces
-        for kind in KINDS:
-            for namespace in places:
-                await self._list(kind, namespace)
-        if self._namespaces is None:
-            await self._list("Namespace", None)
-        self._board.complete = True
-        self._board.changed.set()
-        self._listed()
+    def _take_namespace(self, raw: dict[str, Any] | None) -> None:
+        seen = read({**raw, "kind": "Namespace", "apiVersion": "v1"}) if raw else None
+        if seen is not None:
+            self._board.notice(seen)
+
+    async def _watches_begin(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_WATCHES_BEGIN_S):
+                while len(self._due) < len(self._places):
+                    self._some_due.clear()
+                    await self._some_due.wait()
+
+    async def _wait(self, until_s: float) -> None:
+        """Wait until something is due."""
+        while (left_s := until_s - time.monotonic()) > 0 and not self._due:
+            self._metrics.beat("listing")
+            self._some_due.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._some_due.wait(), min(left_s, _BEAT_S))
+        await asyncio.sleep(_GATHER_S)
+
+    async def _list_all(self, places: Sequence[Place], *, whole: bool) -> None:
+        for place in places:
+            self._due.pop(place, None)
+            try:
+                await self._list(*place)
+            except SignalboxError:
+                self._due[place] = None
+                raise
+        if whole:
+            for namespace in self._namespaces or ():
+                await self._look_at(namespace)
+            self._board.complete = True
+            self._listed()
+        if places:
+            self._board.changed.set()
 
     async def _list(self, kind: str, namespace: str | None) -> None:
         found: list[Seen] = []
 
         def take(raw: dict[str, Any]) -> None:
             # Items of a listing do not say their kind.
-            seen = read({**raw, "kind": kind, "apiVersion": raw.get("apiVersion") or _api_version(kind)})
+            named = {**raw, "kind": kind, "apiVersion": raw.get("apiVersion") or _api_version(kind)}
+            known = self._board.world.get(identity_of(named))
+            seen = known if known is not None and known.version >= version_of(raw) else read(named, known)
             if seen is not None:
                 found.append(seen)
 
@@ -100,15 +159,6 @@ class Listing:
         self._board.withdrawn += [i for i in news if i.kind == "RelayKey" and self._board.world.get(i) is None]
         self._metrics.objects.labels(kind).set(len(found))
         self._board.mark(news)
-
-    async def _look_at_namespace(self, name: str) -> None:
-        try:
-            raw = await self._cluster.get("Namespace", name)
-        except Refused:
-            return  # no permission: the namespace counts as one without labels
-        seen = read({**raw, "kind": "Namespace", "apiVersion": "v1"}) if raw else None
-        if seen is not None:
-            self._board.notice(seen)
 
 
 def _api_version(kind: str) -> str:

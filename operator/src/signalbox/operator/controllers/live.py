@@ -1,4 +1,4 @@
-"""Follows what the rooms say of objects and grants: at once by the registry's watch, numbers once a minute."""
+"""Follows what the rooms say of objects and grants: at once by the registry's watch, numbers now and then."""
 
 import asyncio
 import contextlib
@@ -14,7 +14,6 @@ from signalbox.v1.scheduler_pb2 import ObjectEvent
 
 log = logs.logger(__name__)
 
-NUMBERS_EVERY_S = 60.0
 GRANTS_EVERY_S = 5.0
 _PAGE = 500
 _BETWEEN_PAGES_S = 0.2
@@ -23,9 +22,15 @@ _REWATCH_S = 0.5
 
 
 class Live:
-    """Keeps `board.live` and `board.grants` true. `lost` is called when a room may have lost what it was told."""
+    """Keeps `board.live` and `board.grants` true. `lost` is called when a room may have lost what it was told.
 
-    def __init__(self, board: Board, rooms: Rooms, *, metrics: Metrics, lost: Callable[[], None]) -> None:
+    `every_s` is how often numbers are read.
+    """
+
+    def __init__(
+        self, board: Board, rooms: Rooms, *, every_s: float, metrics: Metrics, lost: Callable[[], None],
+    ) -> None:
+        self._every_s = every_s
         self._board = board
         self._rooms = rooms
         self._metrics = metrics
@@ -37,7 +42,7 @@ class Live:
         """Follow the registry's watch; it begins with everything.
 
         It has no heartbeat, for it may rightly be silent for hours: gRPC's keep-alive tells when it is dead, and
-        what it missed is counted once a minute anyway.
+        what it missed is counted soon anyway.
         """
         while True:
             synced = False
@@ -52,7 +57,7 @@ class Live:
         while True:
             self._metrics.beat("registry_questions")
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._some_asked.wait(), NUMBERS_EVERY_S / 2)
+                await asyncio.wait_for(self._some_asked.wait(), self._every_s / 2)
                 await asyncio.sleep(_GATHER_S)
             self._some_asked.clear()
             asked, self._asked = self._asked, set()
@@ -60,9 +65,9 @@ class Live:
                 await self._ask(asked)
 
     async def keep_counting(self) -> None:
-        """Read the numbers of everything once a minute, a page at a time."""
+        """Read the numbers of everything, a page at a time."""
         while True:
-            await asyncio.sleep(NUMBERS_EVERY_S)
+            await asyncio.sleep(self._every_s)
             self._metrics.beat("numbers")
             with contextlib.suppress(SignalboxError):
                 await self._ask(list(self._board.desired), pause_s=_BETWEEN_PAGES_S)

@@ -15,7 +15,7 @@ from signalbox.core.errors import Refused, SignalboxError, Unavailable
 from signalbox.operator.adapters.writing import Writer
 from signalbox.operator.controllers.board import Board
 from signalbox.operator.domain.events import events
-from signalbox.operator.domain.rates import REPEAT_EVERY_S, due_in_s
+from signalbox.operator.domain.rates import Written, due_in_s
 from signalbox.operator.domain.statuses import Facts, status_of
 from signalbox.operator.domain.world import Seen, read
 from signalbox.operator.metrics import Metrics
@@ -27,22 +27,23 @@ from signalbox.v1 import scheduler_pb2
 log = logs.logger(__name__)
 
 _BACK_OFF_S = 2.0
-_IDLE_S = 30.0
+_TIDY_EVERY_S = 60.0
 _GONE = ("NotFound", "Conflict")
 
 
 class Statuses:
     """Keeps statuses true until cancelled."""
 
-    def __init__(self, board: Board, writer: Writer, *, writers: int, metrics: Metrics) -> None:
+    def __init__(self, board: Board, writer: Writer, *, writers: int, every_s: float, metrics: Metrics) -> None:
         self._board = board
         self._writer = writer
         self._writers = writers
+        self._every_s = every_s
         self._metrics = metrics
         self._later: list[tuple[float, int, Identity]] = []
         self._order = itertools.count()
         self._waiting: dict[Identity, float] = {}
-        self._last: dict[Identity, tuple[float, dict[str, Any]]] = {}
+        self._last: dict[Identity, Written] = {}
         self._busy: set[Identity] = set()
         self._told: set[str] = set()
 
@@ -54,7 +55,8 @@ class Statuses:
             group.create_task(self._wake())
 
     async def _wake(self) -> None:
-        """Bring back what was put off."""
+        """Bring back what was put off, forget what is gone."""
+        tidy_at_s = 0.0
         while True:
             self._metrics.beat("statuses")
             now_s = time.monotonic()
@@ -62,7 +64,9 @@ class Statuses:
                 _, _, identity = heapq.heappop(self._later)
                 self._waiting.pop(identity, None)
                 self._board.mark([identity])
-            self._last = {i: last for i, last in self._last.items() if self._board.world.get(i) is not None}
+            if now_s >= tidy_at_s:
+                self._last = {i: last for i, last in self._last.items() if self._board.world.get(i) is not None}
+                tidy_at_s = now_s + _TIDY_EVERY_S
             await asyncio.sleep(min(1.0, max(0.05, self._later[0][0] - now_s)) if self._later else 1.0)
 
     async def _work(self) -> None:
@@ -89,18 +93,19 @@ class Statuses:
         seen = self._board.world.get(identity)
         if seen is None:
             return
-        status = self._status(seen)
+        old = seen.status
+        status = self._status(seen, old)
         if status is None:
             return
-        due_s = due_in_s(seen.status, status, self._last.get(identity), time.monotonic())
+        due_s = due_in_s(old, status, self._last.get(identity), time.monotonic(), every_s=self._every_s)
         if due_s is None:
             return
         if due_s > 0:
             self._put_off(identity, due_s)
             return
-        await self._write(seen, status)
+        await self._write(seen, old, status)
 
-    def _status(self, seen: Seen) -> dict[str, Any] | None:
+    def _status(self, seen: Seen, old: dict[str, Any]) -> dict[str, Any] | None:
         """Return what the status should be, None where there is nothing to say yet."""
         identity = seen.identity
         desired = self._board.desired.get(identity)
@@ -114,7 +119,7 @@ class Statuses:
             return None
         packed = self._board.live.get(identity)
         facts = Facts(
-            generation=seen.generation, judged=judged, old=seen.status, now=datetime.now(UTC),
+            generation=seen.generation, judged=judged, old=old, now=datetime.now(UTC),
             account=_unpack(scheduler_pb2.AccountStatus, packed if identity.kind == "ClaudeAccount" else None),
             pool=_unpack(scheduler_pb2.PoolStatus, packed if identity.kind == "AccountPool" else None),
             key=_unpack(scheduler_pb2.KeyStatus, packed if identity.kind == "RelayKey" else None),
@@ -123,7 +128,7 @@ class Statuses:
         )
         return status_of(identity.kind, facts)
 
-    async def _write(self, seen: Seen, status: dict[str, Any]) -> None:
+    async def _write(self, seen: Seen, old: dict[str, Any], status: dict[str, Any]) -> None:
         identity = seen.identity
         try:
             after = await self._writer.status(seen, status)
@@ -134,7 +139,7 @@ class Statuses:
             if e.code not in self._told:
                 log.warning("status_refused", kind=identity.kind, id=identity.id, code=e.code, why=e.message[:500])
                 self._told.add(e.code)
-            self._put_off(identity, REPEAT_EVERY_S)
+            self._put_off(identity, self._every_s)
             return
         except Unavailable:
             self._metrics.statuses.labels(identity.kind, "failed").inc()
@@ -142,14 +147,14 @@ class Statuses:
             await asyncio.sleep(_BACK_OFF_S)
             return
         self._metrics.statuses.labels(identity.kind, "done").inc()
-        self._last[identity] = (time.monotonic(), status)
-        if (newer := read(after)) is not None:
+        self._last[identity] = Written.of(status, time.monotonic())
+        if (newer := read(after, seen)) is not None:
             self._board.notice(newer)
-        await self._tell(seen, status)
+        await self._tell(seen, old, status)
 
-    async def _tell(self, seen: Seen, status: dict[str, Any]) -> None:
+    async def _tell(self, seen: Seen, old: dict[str, Any], status: dict[str, Any]) -> None:
         """Post Events. They are for people: one that cannot be posted is not posted later."""
-        for event in events(seen.identity.kind, seen.status, status):
+        for event in events(seen.identity.kind, old, status):
             try:
                 await self._writer.event(seen, event)
                 self._metrics.events.labels(event.reason).inc()

@@ -1,16 +1,15 @@
 """When a status is written: what is stated at once, what is counted once a minute and only if it moved. Pure."""
 
+import hashlib
+import json
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, Self
 
 from signalbox.resources.values import parse_time
 
-NUMBERS_EVERY_S: Final = 60.0
 # Several statements that change within a moment travel together.
 FACTS_EVERY_S: Final = 1.0
-# The same status again, when the API server did not keep what was written (another writer, an older schema).
-REPEAT_EVERY_S: Final = 60.0
 _MOVED_PERMILLE: Final = 10
 _MOVED_S: Final = 60.0
 _COUNTED: Final = frozenset({"inFlight", "lastUsedAt", "limits"})
@@ -18,21 +17,38 @@ _COUNTED: Final = frozenset({"inFlight", "lastUsedAt", "limits"})
 Status = Mapping[str, Any]
 
 
-def due_in_s(old: Status, new: Status, last: tuple[float, Status] | None, now_s: float) -> float | None:
+class Written(NamedTuple):
+    """A status that we wrote: when (monotonic seconds), and its digest, for ten thousand are kept."""
+
+    at_s: float
+    digest: bytes
+
+    @classmethod
+    def of(cls, status: Status, at_s: float) -> Self:
+        """Note that a status was written."""
+        return cls(at_s, _digest(status))
+
+
+def _digest(status: Status) -> bytes:
+    return hashlib.sha256(json.dumps(status, sort_keys=True).encode()).digest()
+
+
+def due_in_s(old: Status, new: Status, last: Written | None, now_s: float, *, every_s: float) -> float | None:
     """Return in how many seconds `new` should be written, None where it need not.
 
-    `old` is what the API server has, `last` when and what was last written by us (monotonic seconds).
+    `old` is what the API server has, `last` what we wrote last. `every_s` is how often numbers are written at most, and
+    the same again where the API server did not keep it (another writer, an older schema).
     """
     old = _ours(old, new)
     if old == new:
         return None
-    since_s = now_s - last[0] if last else float("inf")
-    if last is not None and last[1] == new:
-        return max(0.0, REPEAT_EVERY_S - since_s)
+    since_s = now_s - last.at_s if last else float("inf")
+    if last is not None and last.digest == _digest(new):
+        return max(0.0, every_s - since_s)
     if _stated(old) != _stated(new):
         return max(0.0, FACTS_EVERY_S - since_s)
     if _moved(old, new):
-        return max(0.0, NUMBERS_EVERY_S - since_s)
+        return max(0.0, every_s - since_s)
     return None
 
 

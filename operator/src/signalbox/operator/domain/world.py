@@ -3,6 +3,7 @@
 Events and whole listings arrive in any order; the object's version decides. Holds Secrets and is never printed.
 """
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -33,22 +34,58 @@ class Seen:
     deleting_since: datetime | None = None
     held: bool = False
     """Whether our finalizer is on it."""
-    status: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    status_json: bytes = field(default=b"", repr=False)
+    """Its status, packed: ten thousand of them as dictionaries are a third of all memory."""
 
     @property
     def identity(self) -> Identity:
         """What names it."""
         return self.document.identity
 
+    @property
+    def status(self) -> dict[str, Any]:
+        """Its status as the API server has it; a new copy each time."""
+        return dict(json.loads(self.status_json)) if self.status_json else {}
 
-def read(raw: Mapping[str, Any]) -> Seen | None:
+
+def read(raw: Mapping[str, Any], known: Seen | None = None) -> Seen | None:
     """Return what the API server sent as `Seen`; None for what Signalbox has no use for.
 
-    Only the metadata that matters is kept: managed fields and annotations can hold a second copy of a Secret.
+    Only the metadata that matters is kept: managed fields and annotations can hold a second copy of a Secret. `known`
+    is the same object as it was read before: what has not changed since is not judged anew.
     """
     metadata = raw.get("metadata") or {}
     if raw.get("type") in _IGNORED_SECRETS:
         return None
+    document = _unchanged(metadata, known) or _judge(raw, metadata)
+    if document is None:
+        return None
+    since, status = metadata.get("deletionTimestamp"), raw.get("status")
+    return Seen(
+        document=document,
+        version=version_of(raw),
+        uid=str(metadata.get("uid") or ""),
+        generation=int(metadata.get("generation") or 0),
+        deleting_since=parse_time(since) if since else None,
+        held=FINALIZER in (metadata.get("finalizers") or ()),
+        status_json=json.dumps(status, separators=(",", ":")).encode() if status else b"",
+    )
+
+
+def _unchanged(metadata: Mapping[str, Any], known: Seen | None) -> Document | None:
+    """Return the known document where only what is no part of it has changed: status, annotations, finalizers."""
+    if known is None or known.document.resource is None or not known.generation:
+        return None  # what has no generation, such as a Secret, does not tell whether it has changed
+    before = known.document.resource.metadata
+    same = (
+        metadata.get("uid") == known.uid and metadata.get("generation") == known.generation
+        and (metadata.get("labels") or {}) == (before.labels or {})
+        and bool(metadata.get("deletionTimestamp")) == (before.deletion_timestamp is not None)
+    )
+    return known.document if same else None
+
+
+def _judge(raw: Mapping[str, Any], metadata: Mapping[str, Any]) -> Document | None:
     kept = {name: metadata[name] for name in _METADATA if metadata.get(name) is not None}
     plain: dict[str, Any] = {"apiVersion": raw.get("apiVersion"), "kind": raw.get("kind"), "metadata": kept}
     if raw.get("kind") == "Secret":
@@ -60,16 +97,7 @@ def read(raw: Mapping[str, Any]) -> Seen | None:
     if not isinstance(judged, Document):
         return None
     good = judged.resource is not None
-    since = metadata.get("deletionTimestamp")
-    return Seen(
-        document=Document(judged.identity, {} if good else judged.raw, judged.resource, judged.problems, SOURCE),
-        version=version_of(raw),
-        uid=str(metadata.get("uid") or ""),
-        generation=int(metadata.get("generation") or 0),
-        deleting_since=parse_time(since) if since else None,
-        held=FINALIZER in (metadata.get("finalizers") or ()),
-        status=raw.get("status") or {},
-    )
+    return Document(judged.identity, {} if good else judged.raw, judged.resource, judged.problems, SOURCE)
 
 
 def identity_of(raw: Mapping[str, Any]) -> Identity:
@@ -91,13 +119,8 @@ class World:
         self._gone: dict[Identity, int] = {}
 
     def get(self, identity: Identity) -> Seen | None:
-        """Return an object, None where there is none."""
+        """Return an object, None where there is none. May be asked from another thread."""
         return self._seen.get(identity)
-
-    def knows(self, identity: Identity, version: int) -> bool:
-        """Whether an object is here in this version or a newer one. May be asked from another thread."""
-        seen = self._seen.get(identity)
-        return seen is not None and seen.version >= version
 
     def of_kinds(self, kinds: Iterable[str]) -> list[Seen]:
         """Return all objects of some kinds."""
@@ -124,7 +147,10 @@ class World:
         return True
 
     def replace(self, kind: str, namespace: str | None, listed: Iterable[Seen], version: int) -> set[Identity]:
-        """Take in a whole listing of a kind (in one namespace or in all) at a version; return what is news."""
+        """Take in a whole listing of a kind (in one namespace or in all) at a version; return what is news.
+
+        `listed` holds what was there, be it news or not.
+        """
         news = {seen.identity for seen in listed if self.notice(seen)}
         present = {seen.identity for seen in listed}
         for identity, seen in list(self._seen.items()):
