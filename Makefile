@@ -40,7 +40,8 @@ tools: setup ## build helm and kubeconform, which the chart's tests need, where 
 
 .PHONY: test-k8s
 test-k8s: setup tools ## the operator's tests against a Kubernetes control plane, built once if need be; no containers, no root
-	@exec $(BIN)/pytest -q -m "k8s and not scale" tests/k8s
+	@$(BIN)/python scripts/k8s/assets.py >/dev/null || test $$? = 3
+	@exec $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -q -rs -m "k8s and not scale" tests/k8s
 
 .PHONY: test-scale
 test-scale: setup ## the operator with a thousand accounts and ten thousand keys: seconds and megabytes

@@ -12,7 +12,8 @@ settings.load_profile("signalbox")
 LONG_FILES = (
     "test_faults_outages.py", "test_invariant_1_accounting.py", "test_invariant_1_stores.py", "test_bounds.py",
     "test_cli_up.py", "test_chaos.py", "test_credentials.py", "test_faults_healing.py", "test_refresher_kills.py",
-    "test_faults_table.py", "test_invariant_5_secrets.py", "test_replicas.py",
+    "test_faults_table.py", "test_invariant_5_secrets.py", "test_replicas.py", "test_operator_faults.py",
+    "test_operator_peers.py",
 )
 
 

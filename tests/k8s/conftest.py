@@ -13,6 +13,8 @@ from tests.support.release import Release
 from tests.support.sim import Simulator
 
 _count = itertools.count(1)
+# What an hour's numbers would teach is not worth a minute's waiting each time.
+NUMBERS_EVERY_S = 6
 HOSTS = "127.0.0.1,*.anthropic.com"
 
 
@@ -71,6 +73,13 @@ def release(plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> It
     kubeconfig = plane.identity(OPERATOR)
     with Release(
         directory, kubeconfig, SIGNALBOX_WATCH_NAMESPACES="*", SIGNALBOX_ALLOWED_UPSTREAM_HOSTS=HOSTS,
-        SIGNALBOX_OPERATOR_DRAIN_LIMIT_S="8",
+        SIGNALBOX_OPERATOR_DRAIN_LIMIT_S="8", SIGNALBOX_OPERATOR_NUMBERS_EVERY_S=str(NUMBERS_EVERY_S),
     ) as running:
         yield running
+
+
+@pytest.fixture
+def alone(release: Release) -> Iterator[Release]:
+    """The release, to be broken; afterwards it is whole again."""
+    yield release
+    release.mend()

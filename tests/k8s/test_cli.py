@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.control_plane import ControlPlane
 from tests.support.instance import pool
-from tests.support.kube import Api, placed, within
+from tests.support.kube import SOON_S, Api, placed, within
 from tests.support.rbac import grant_tenant
 from tests.support.release import Release
 from tests.support.sim import Simulator
@@ -63,7 +63,7 @@ def test_a_key_is_made_rotated_and_paused(api: Api, release: Release, sim: Simul
     assert made["key"] not in str(document)
     rotated = rows(person("keys", "rotate", "eve", "--overlap", "1h", "-o", "json"))[0]
     for key in (made["key"], rotated["key"]):
-        within(5, lambda key=key: release.key_info(key)[0] == 200)
+        within(SOON_S, lambda key=key: release.key_info(key)[0] == 200)
     person("keys", "pause", "eve")
     assert "key_paused" in release.call(rotated["key"])[1]
     listed = rows(person("keys", "list", "-o", "json"))
@@ -109,13 +109,13 @@ def test_an_account_is_paused_and_shown(api: Api, release: Release, sim: Simulat
     key = tenant(api, release, ns, sim.url)
     api.apply(placed(pool("both", ["acme"]), ns))
     person("accounts", "pause", "acme", "--reason", "rotating")
-    within(10, lambda: "pool_unavailable" in release.call(key)[1] or "pool_limited" in release.call(key)[1])
-    within(10, lambda: rows(person("accounts", "describe", "acme", "-o", "json"))[0]["reason"] == "Paused")
+    within(SOON_S, lambda: "pool_unavailable" in release.call(key)[1] or "pool_limited" in release.call(key)[1])
+    within(SOON_S, lambda: rows(person("accounts", "describe", "acme", "-o", "json"))[0]["reason"] == "Paused")
     shown = rows(person("accounts", "describe", f"{ns}/acme", "-o", "json"))[0]
     assert (shown["state"], shown["state_reason"], shown["available"]) == ("Paused", "rotating", False)
     person("accounts", "resume", "acme")
     served(release, key)
-    pools = within(10, lambda: [
+    pools = within(SOON_S, lambda: [
         row for row in rows(person("pools", "list", "-o", "json")) if row["accounts"] == {"Ready": 1}
     ])
     assert pools[0]["strategy"] == "Headroom"

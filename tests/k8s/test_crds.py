@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from signalbox.resources.testing import BAD, GOOD, HASH, OAUTH, REF
-from tests.support.kube import Api, Document, Refusal, within
+from tests.support.kube import SOON_S, Api, Document, Refusal, within
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "deploy" / "examples"
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "kubernetes.md"
@@ -159,7 +159,7 @@ def test_a_good_document_is_kept_as_it_was_applied(api: Api, ns: str, number: in
         assert again["metadata"]["generation"] == 1
         return bool(first["metadata"]["resourceVersion"] == again["metadata"]["resourceVersion"])
 
-    within(20, is_no_change, what="applying again changes nothing")
+    within(SOON_S, is_no_change, what="applying again changes nothing")
     assert api.apply(good, "another-manager")["spec"] == spec
 
 
@@ -236,7 +236,7 @@ def test_the_examples_can_be_applied(api: Api, example: Document) -> None:
         api.namespace(namespace)
     api.apply(_as_json(example), "examples", force=True)
     name = example["metadata"]["name"]
-    assert within(5, lambda: api.get(example["kind"], name, namespace or "default"))
+    assert within(SOON_S, lambda: api.get(example["kind"], name, namespace or "default"))
 
 
 def _as_json(value: Any) -> Any:

@@ -6,6 +6,7 @@ import random
 import re
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,8 @@ pytestmark = [pytest.mark.scale, pytest.mark.timeout(1500)]
 ACCOUNTS, KEYS = int(os.environ.get("SCALE_ACCOUNTS", "1000")), int(os.environ.get("SCALE_KEYS", "10000"))
 SERVED_S = 60.0
 MEMORY_MB = 300.0
+# The contract's bound, and what a machine busy with all of this may add.
+REVOKED_S, SLACK_S = 2.0, 3.0
 
 
 def key_text(number: int) -> str:
@@ -74,7 +77,7 @@ def test_all_are_served_soon_after_the_start(
 
     before = {room: cpu_s(release.pid(room)) for room in ("scheduler", "token_refresher", "redis")}
     began_s = time.monotonic()
-    release.start("operator", wait=False)
+    release.start("operator", wait=False, SIGNALBOX_OPERATOR_NUMBERS_EVERY_S="60")
 
     def done(kind: str) -> float:
         return release.metric("operator", f'signalbox_reconcile_total{{kind="{kind}",result="done"}}')
@@ -88,21 +91,31 @@ def test_all_are_served_soon_after_the_start(
     within(300, all_done)
     for number in random.Random(1).sample(range(KEYS), 100):
         assert release.key_info(key_text(number))[0] == 200
-    assert release.call(key_text(7))[0] == 200
+    assert release.call(key_text(9))[0] == 200
     served_s = time.monotonic() - began_s
     used = {room: cpu_s(release.pid(room)) - before[room] for room in before}
     print(f"\n{ACCOUNTS} accounts, {KEYS} keys served {served_s:.1f} s after the operator's start, "
           f"peak {peak_mb(release.pid('operator')):.0f} MB; CPU seconds: operator {cpu_s(release.pid('operator')):.1f}, "
           f"{', '.join(f'{room} {spent:.1f}' for room, spent in used.items())}; load {os.getloadavg()[0]:.0f}")
 
-    api.delete("RelayKey", "k5", ns)
-    deleted_s = time.monotonic()
-    within(120, lambda: release.call(key_text(5))[0] == 401)
-    print(f"delete to refused, while statuses are being written: {time.monotonic() - deleted_s:.1f} s")
-    api.merge("RelayKey", "k6", {"spec": {"state": "Paused"}}, ns)
-    paused_s = time.monotonic()
-    within(120, lambda: "key_paused" in release.call(key_text(6))[1])
-    print(f"pause to refused: {time.monotonic() - paused_s:.1f} s")
+    revoked: dict[str, float] = {}
+
+    def measure(what: str, revoke: Callable[[], object], refused: Callable[[], bool]) -> None:
+        revoke()
+        revoked_s = time.monotonic()
+        within(120, refused)
+        took_s = time.monotonic() - revoked_s
+        revoked[what] = max(took_s, revoked.get(what, 0.0))
+        print(f"{what} to refused: {took_s:.1f} s")
+
+    # Right after the start, while the statuses of all of them are written for the first time.
+    measure("deleted", lambda: api.delete("RelayKey", "k5", ns), lambda: release.call(key_text(5))[0] == 401)
+    for number in (6, 7, 8):
+        measure(
+            "paused", lambda n=number: api.merge("RelayKey", f"k{n}", {"spec": {"state": "Paused"}}, ns),
+            lambda n=number: "key_paused" in release.call(key_text(n))[1],
+        )
+        time.sleep(5)
 
     def all_told() -> bool:
         return release.metric("operator", "signalbox_status_writes_total") >= KEYS + ACCOUNTS
@@ -110,5 +123,7 @@ def test_all_are_served_soon_after_the_start(
     within(900, all_told)
     memory = peak_mb(release.pid("operator"))
     print(f"all statuses written after {time.monotonic() - began_s:.0f} s; peak {memory:.0f} MB")
+    print(f"the last pass took {release.metric('operator', 'signalbox_reconcile_pass_seconds'):.2f} s")
     assert memory <= MEMORY_MB
     assert served_s <= SERVED_S
+    assert max(revoked.values()) <= REVOKED_S + SLACK_S

@@ -7,14 +7,14 @@ from typing import NamedTuple
 
 import pytest
 
-from signalbox.core.keys import hash_key
+from signalbox.core.keys import hash_key, new_key
 from tests.support.control_plane import ControlPlane
 from tests.support.instance import account, pool, relay_key, secret
-from tests.support.kube import Api, Refusal, placed, within
+from tests.support.kube import SOON_S, Api, Refusal, placed, within
 from tests.support.rbac import grant_tenant
 from tests.support.release import Release
 from tests.support.sim import Simulator
-from tests.support.tenant import account_key, apply_account, at_provider, relay_key_text, tenant
+from tests.support.tenant import account_key, apply_account, at_provider, relay_key_text, served, tenant
 
 
 class Two(NamedTuple):
@@ -59,7 +59,7 @@ def test_the_attackers_key_cannot_use_the_victims_pool(two: Two, release: Releas
         text = relay_key_text(two.attacker, f"k{number}")
         two.api.apply(placed(secret(f"k{number}", **{"relay-key": text}), two.attacker), force=True)
         two.api.apply(placed(relay_key(f"k{number}", pools=pools), two.attacker))
-        within(10, lambda n=number: reason(two.api, "RelayKey", f"k{n}", two.attacker) == "PoolNotAllowed")
+        within(SOON_S, lambda n=number: reason(two.api, "RelayKey", f"k{n}", two.attacker) == "PoolNotAllowed")
         assert "pool_not_allowed" in release.call(text)[1]
 
 
@@ -68,7 +68,7 @@ def test_a_pool_of_the_victims_cannot_be_told_from_one_that_is_not_there(two: Tw
     for name in ("default", "no-such-pool"):
         two.api.apply(placed(relay_key(name, pools=[f"{two.victim}/{name}"]), two.attacker))
         two.api.apply(placed(secret(name, **{"relay-key": relay_key_text(two.attacker, name)}), two.attacker), force=True)
-        within(10, lambda name=name: reason(two.api, "RelayKey", name, two.attacker) == "PoolNotAllowed")
+        within(SOON_S, lambda name=name: reason(two.api, "RelayKey", name, two.attacker) == "PoolNotAllowed")
         message = two.api.condition("RelayKey", name, "Ready", two.attacker)["message"]
         messages.add(message.replace(name, "NAME"))
     assert len(messages) == 1
@@ -81,7 +81,7 @@ def test_the_attackers_pool_cannot_hold_the_victims_accounts(two: Two, release: 
     text = relay_key_text(two.attacker)
     two.api.apply(placed(secret("ada", **{"relay-key": text}), two.attacker), force=True)
     two.api.apply(placed(relay_key("ada", pools=["grab"]), two.attacker))
-    within(10, lambda: "pool_" in release.call(text)[1])
+    within(SOON_S, lambda: "pool_" in release.call(text)[1])
     assert release.call(text)[0] in (403, 503)
     assert "pool_empty" in release.call(text)[1]
 
@@ -101,11 +101,39 @@ def test_the_victims_key_cannot_be_hijacked(two: Two, api: Api, release: Release
     }
     two.api.apply(overlap)
     for name in ("by-hash", "by-text", "by-overlap"):
-        within(10, lambda name=name: reason(two.api, "RelayKey", name, two.attacker) == "DuplicateKey")
+        within(SOON_S, lambda name=name: reason(two.api, "RelayKey", name, two.attacker) == "DuplicateKey")
     assert "ada@example.com" in release.key_info(two.key)[1]
     sim.clear_truth()
     assert release.call(two.key)[0] == 200
     assert {row["account"] for row in sim.truth()} == {at_provider(account_key(two.victim))}
+
+
+def test_of_two_namespaces_documents_with_one_hash_the_older_has_the_key(
+    two: Two, api: Api, release: Release, sim: Simulator,
+) -> None:
+    """What docs/kubernetes.md warns of: hashes are confidential among tenants, because age alone decides."""
+    text = new_key()
+    apply_account(api, two.attacker, sim.url)
+    older = placed(relay_key("older"), two.attacker)
+    older["spec"] = {"owner": "mallory", "keyHash": hash_key(new_key())}
+    two.api.apply(older)
+    time.sleep(1.1)  # creation times are whole seconds
+    younger = placed(relay_key("younger"), two.victim)
+    younger["spec"] = {"owner": "grace@example.com", "keyHash": hash_key(text)}
+    api.apply(younger)
+    served(release, text)
+    assert "grace@example.com" in release.key_info(text)[1]
+    older["spec"]["keyHash"] = hash_key(text)
+    two.api.apply(older)
+    within(SOON_S, lambda: reason(api, "RelayKey", "younger", two.victim) == "DuplicateKey")
+    within(SOON_S, lambda: "mallory" in release.key_info(text)[1])
+    sim.clear_truth()
+    assert release.call(text)[0] == 200
+    assert {row["account"] for row in sim.truth()} == {at_provider(account_key(two.attacker))}, "its own accounts only"
+    older["spec"]["keyHash"] = hash_key(new_key())
+    two.api.apply(older)
+    within(SOON_S, lambda: reason(api, "RelayKey", "younger", two.victim) == "Serves")
+    within(SOON_S, lambda: "grace@example.com" in release.key_info(text)[1])
 
 
 def test_a_duplicate_says_nothing_of_the_victims_name(two: Two) -> None:
@@ -113,7 +141,7 @@ def test_a_duplicate_says_nothing_of_the_victims_name(two: Two) -> None:
     stolen = placed(relay_key("by-hash"), two.attacker)
     stolen["spec"] = {"owner": "mallory", "keyHash": hash_key(two.key)}
     two.api.apply(stolen)
-    within(10, lambda: reason(two.api, "RelayKey", "by-hash", two.attacker) == "DuplicateKey")
+    within(SOON_S, lambda: reason(two.api, "RelayKey", "by-hash", two.attacker) == "DuplicateKey")
     message = two.api.condition("RelayKey", "by-hash", "Ready", two.attacker)["message"]
     assert two.victim not in message
 
@@ -141,9 +169,9 @@ def test_secrets_cannot_be_sent_to_a_host_of_the_attackers(two: Two) -> None:
     document["spec"]["credential"] = {"oauth": oauth}
     two.api.apply(placed(document, two.attacker))
     for name in hosts:
-        found = within(10, lambda name=name: reason(two.api, "ClaudeAccount", name, two.attacker).replace("Pending", ""))
+        found = within(SOON_S, lambda name=name: reason(two.api, "ClaudeAccount", name, two.attacker).replace("Pending", ""))
         assert found == "UpstreamNotAllowed", (name, found)
-    found = within(10, lambda: reason(two.api, "ClaudeAccount", "oauth", two.attacker).replace("Pending", ""))
+    found = within(SOON_S, lambda: reason(two.api, "ClaudeAccount", "oauth", two.attacker).replace("Pending", ""))
     assert found == "UpstreamNotAllowed"
 
 
@@ -169,7 +197,7 @@ def test_no_file_can_be_read_through_a_token_path(two: Two) -> None:
             "organizationID": "o", "federationRuleID": "f", "identityTokenFile": path,
         }}
         two.api.apply(placed(document, two.attacker))
-        found = within(10, lambda n=number: reason(two.api, "ClaudeAccount", f"file-{n}", two.attacker).replace("Pending", ""))
+        found = within(SOON_S, lambda n=number: reason(two.api, "ClaudeAccount", f"file-{n}", two.attacker).replace("Pending", ""))
         assert found == "TokenFileNotAllowed", (path, found)
 
 
@@ -182,7 +210,7 @@ def test_secrets_of_another_namespace_cannot_be_named(two: Two) -> None:
     document = account("foreign", "https://api.anthropic.com")  # `acme` exists in the victim's namespace only
     document["spec"]["credential"]["apiKey"]["secretRef"]["name"] = "only-there"
     two.api.apply(placed(document, two.attacker))
-    within(10, lambda: reason(two.api, "ClaudeAccount", "foreign", two.attacker) == "SecretNotFound")
+    within(SOON_S, lambda: reason(two.api, "ClaudeAccount", "foreign", two.attacker) == "SecretNotFound")
 
 
 def test_statuses_and_events_quote_no_secret(two: Two, api: Api) -> None:
@@ -195,7 +223,7 @@ def test_statuses_and_events_quote_no_secret(two: Two, api: Api) -> None:
     odd = account("odd", "https://api.anthropic.com")
     odd["spec"]["credential"]["apiKey"]["secretRef"]["name"] = "acme"
     two.api.apply(placed(odd, two.attacker), force=True)
-    within(10, lambda: reason(two.api, "ClaudeAccount", "odd", two.attacker) == "SecretInvalid")
+    within(SOON_S, lambda: reason(two.api, "ClaudeAccount", "odd", two.attacker) == "SecretInvalid")
     shown = str([api.list(kind, two.attacker) for kind in ("ClaudeAccount", "Event")])
     assert "but-a-secret" not in shown
 

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ASSETS = Path(__file__).resolve().parents[2] / "scripts" / "k8s" / "assets.py"
 PROGRAMS = ("etcd", "kube-apiserver", "kube-controller-manager")
 
@@ -60,3 +62,16 @@ def test_tools_that_were_built_are_found_and_else_only_asked_for(tmp_path: Path)
     version = next(line for line in ASSETS.read_text().splitlines() if line.startswith("HELM = ")).split('"')[1]
     built = programs(tmp_path / "signalbox" / f"helm-{version}", ("helm", "kubeconform"))
     assert run("tools", "--only-find", XDG_CACHE_HOME=str(tmp_path)).stdout.strip() == str(built)
+
+
+@pytest.mark.slow
+def test_without_a_control_plane_its_tests_are_skipped_with_a_plain_sentence(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "-m", "k8s", "tests/k8s/test_crds.py"]
+    ran = subprocess.run(
+        command, env={**os.environ, "KUBEBUILDER_ASSETS": str(tmp_path)}, capture_output=True, text=True, check=False,
+        cwd=ASSETS.parents[2],
+    )
+    assert ran.returncode == 0, ran.stdout
+    assert "no control-plane can be had here: KUBEBUILDER_ASSETS" in " ".join(ran.stdout.split())
+    assert " skipped" in ran.stdout.splitlines()[-1]
+    assert " passed" not in ran.stdout.splitlines()[-1]

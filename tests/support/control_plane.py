@@ -36,12 +36,19 @@ class CannotRun(Exception):
 
 
 def assets(group: str = "control-plane") -> Path:
-    """Return the folder with the programs of a group, building them if need be. Raises CannotRun."""
+    """Return the folder with the programs of a group, building them if need be. Raises CannotRun, which says why."""
+    said = ""
     command = [sys.executable, str(ASSETS), group]
-    asked = subprocess.run(command, stdout=subprocess.PIPE, stderr=None, text=True, check=False)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as asked:
+        assert asked.stdout is not None
+        assert asked.stderr is not None
+        for line in asked.stderr:
+            said = line.strip()
+            print(said, file=sys.stderr, flush=True)
+        found = asked.stdout.read().strip()
     if asked.returncode != 0:
-        raise CannotRun(f"no {group} can be had here; the line above says why")
-    return Path(asked.stdout.strip().splitlines()[-1])
+        raise CannotRun(f"no {group} can be had here: {said.partition(': ')[2]}")
+    return Path(found.splitlines()[-1])
 
 
 class ControlPlane:

@@ -27,6 +27,9 @@ _PATHS = {
 _CLUSTER = ("Namespace", "CustomResourceDefinition", "ClusterRole", "ClusterRoleBinding")
 _TABLE = "application/json;as=Table;v=v1;g=meta.k8s.io"
 
+# For what should be so in a moment, on a machine of whatever speed: asked again and again, waiting costs nothing.
+SOON_S = 60.0
+
 T = TypeVar("T")
 Document = dict[str, Any]
 

@@ -1,5 +1,6 @@
 """The rights that the operator needs, and those of two tenants' people. Imports nothing of the product."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from tests.support.kube import Api
@@ -22,10 +23,11 @@ TENANT_RULES: list[dict[str, Any]] = [
 ]
 
 
-def grant_operator(api: Api) -> None:
-    """Give the user `signalbox-operator` the operator's rights in the whole cluster."""
-    api.apply(_role("ClusterRole", OPERATOR, OPERATOR_RULES), force=True)
-    api.apply(_binding("ClusterRoleBinding", OPERATOR, "ClusterRole", OPERATOR), force=True)
+def grant_operator(api: Api, user: str = OPERATOR, *, namespaces: Sequence[str] = ("get", "list", "watch")) -> None:
+    """Give a user the operator's rights in the whole cluster; `namespaces` is what it may do with namespaces."""
+    rules = [{**r, "verbs": [*namespaces]} if r["resources"] == ["namespaces"] else r for r in OPERATOR_RULES]
+    api.apply(_role("ClusterRole", user, rules), force=True)
+    api.apply(_binding("ClusterRoleBinding", user, "ClusterRole", user), force=True)
 
 
 def grant_tenant(api: Api, user: str, namespace: str) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 
 from tests.support.instance import account, relay_key, secret
-from tests.support.kube import Api, placed, within
+from tests.support.kube import SOON_S, Api, placed, within
 from tests.support.release import Release
 
 ACCOUNT_KEY = "sk-ant-k8s-account-key-nobody-may-see-"
@@ -38,7 +38,7 @@ def apply_key(api: Api, namespace: str, name: str = "ada", **spec: object) -> st
     return text
 
 
-def served(release: Release, key: str, limit_s: float = 20.0) -> None:
+def served(release: Release, key: str, limit_s: float = SOON_S) -> None:
     """Wait until a key is served."""
     try:
         within(limit_s, lambda: release.call(key)[0] == 200)
