@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
 
 from signalbox.cli.supervisor import unixhttp
 from signalbox.cli.supervisor.exposition import merge
+from signalbox.core.quiet_server import QuietServer
 
 _JSON = "application/json"
 _STOP_LIMIT_S = 1
@@ -50,7 +51,7 @@ class Pages:
     def __init__(self, sources: Sequence[Source], status: Callable[[], Awaitable[dict[str, Any]]]) -> None:
         self._sources = sources
         self._status = status
-        self._server: _Server | None = None
+        self._server: QuietServer | None = None
         self._task: asyncio.Task[None] | None = None
 
     async def start(self, sockets: list[socket.socket]) -> None:
@@ -59,13 +60,13 @@ class Pages:
             self._app, http="httptools", ws="none", loop="none", lifespan="off", interface="asgi3",
             log_config=None, access_log=False, proxy_headers=False, timeout_graceful_shutdown=_STOP_LIMIT_S,
         )
-        self._server = _Server(config)
+        self._server = QuietServer(config)
         self._task = asyncio.create_task(self._server.serve(sockets=sockets))
 
     async def close(self) -> None:
         """Stop serving."""
         if self._server is not None and self._task is not None:
-            self._server.should_exit = True
+            self._server.leave()
             await self._task
 
     async def _app(self, scope: MutableMapping[str, Any], _receive: Any, send: Send) -> None:
@@ -113,11 +114,3 @@ async def _fetch(source: Source, path: str) -> tuple[int, bytes] | None:
     with contextlib.suppress(OSError):
         return await unixhttp.get(source.socket, path)
     return None
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its own signal handling: the supervisor decides when to stop."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield

@@ -6,7 +6,7 @@ Liveness says only that the event loop turns; it never depends on Redis, the led
 import asyncio
 import contextlib
 import json
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from prometheus_client import (
 )
 
 from signalbox.core.errors import StartupError
+from signalbox.core.quiet_server import QuietServer
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -66,7 +67,7 @@ class TelemetryServer:
         self._readiness = readiness
         self._registry = registry
         self._task: asyncio.Task[None] | None = None
-        self._server: _QuietServer | None = None
+        self._server: _Server | None = None
 
     async def start(self) -> None:
         """Bind and serve. Raises StartupError where the address is unusable."""
@@ -82,7 +83,7 @@ class TelemetryServer:
             host, _, port = self._address.rpartition(":")
             options |= {"host": host.strip("[]"), "port": int(port)}
         config = uvicorn.Config(self._app, http="httptools", ws="none", **options)
-        self._server = _QuietServer(config)
+        self._server = _Server(config)
         self._task = asyncio.create_task(self._server.serve())
         while not self._server.started:
             if self._task.done():
@@ -95,7 +96,7 @@ class TelemetryServer:
     async def close(self) -> None:
         """Stop serving."""
         if self._server is not None and self._task is not None:
-            self._server.should_exit = True
+            self._server.leave()
             with contextlib.suppress(SystemExit):
                 await self._task
 
@@ -119,12 +120,8 @@ class TelemetryServer:
         return 404, "application/json", b'{"error":"not found"}'
 
 
-class _QuietServer(uvicorn.Server):
-    """uvicorn without its own signal handling: the room decides when to stop."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
+class _Server(QuietServer):
+    """Ends, rather than the process, where it can't be bound."""
 
     async def startup(self, sockets: Any = None) -> None:
         try:

@@ -1,14 +1,13 @@
 """The public port: uvicorn run inside the room's own event loop, with the relay's protocol and no habits of its own."""
 
 import asyncio
-import contextlib
 import socket
-from collections.abc import Iterator
 from typing import Any
 
 import uvicorn
 
 from signalbox.core.errors import StartupError
+from signalbox.core.quiet_server import QuietServer
 from signalbox.gateway.api.protocol import RelayProtocol
 from signalbox.gateway.settings import GatewaySettings
 
@@ -25,7 +24,7 @@ class PublicServer:
             timeout_keep_alive=round(settings.keep_alive_s),
         )
         self._listen = settings.listen
-        self._server = _Server(config)
+        self._server = QuietServer(config)
         self._socket: socket.socket | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -57,7 +56,7 @@ class PublicServer:
     async def stop(self, grace_s: float) -> bool:
         """Accept nothing more and wait for the connections to end; return whether they did within `grace_s`."""
         assert self._task is not None
-        self._server.should_exit = True
+        self._server.leave()
         done, _ = await asyncio.wait({self._task}, timeout=grace_s)
         return bool(done)
 
@@ -75,11 +74,3 @@ def _listening_socket(listen: str) -> socket.socket:
         )
     except OSError as e:
         raise StartupError(f"listen {listen}", e.strerror or str(e)) from e
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its own signal handling: the room decides when to stop."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
