@@ -66,6 +66,14 @@ def test_a_record_of_the_first_version_is_read() -> None:
     assert (kept.generation, kept.rejected, kept.seed.material, revision) == (4, True, {"apiKey": "k"}, 0)
 
 
+def test_what_a_later_release_notes_besides_is_left_out() -> None:
+    ring = keyring(1)
+    later = (b'{"record": 2, "revision": 7, "kind": "apiKey", "material": {"apiKey": "k"}, "config": {}, '
+             b'"seed_version": "s", "generation": 4, "seeded_at_ms": 5, "weather": {"is": "fine"}}')
+    kept, revision = opened(ring.seal("default/acme", later), ring)
+    assert (kept.generation, kept.seed.material, revision) == (4, {"apiKey": "k"}, 7)
+
+
 def test_a_record_of_a_later_version_is_left_alone() -> None:
     ring = keyring(1)
     with pytest.raises(Unopened, match="another version"):

@@ -1,14 +1,14 @@
 """Grants as sealed records: what every kind of grant store keeps, whatever it keeps it in."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
 from signalbox.token_refresher.adapters.sealing import Keyring, Unopened
 from signalbox.token_refresher.domain.grants import Fault, Grant, Reason, Seed
 
 _VERSION = 2
 _READABLE = (1, _VERSION)     # 1 knew API keys only, and no revision
-_SEED = ("account_id", "kind", "material", "config")
+_KNOWN = frozenset(field.name for field in fields(Grant)) - {"seed"}
 
 
 def sealed(grant: Grant, revision: int, keyring: Keyring) -> bytes:
@@ -33,9 +33,11 @@ def opened(data: bytes, keyring: Keyring) -> tuple[Grant, int]:
             account_id, record.pop("kind"), record.pop("material"), record.pop("config"), record.pop("seed_version"),
         )
         fault = record.pop("fault", None)
+        # What a later release notes besides may be left out: its replicas write while this one still serves.
+        kept = {name: value for name, value in record.items() if name in _KNOWN}
         return Grant(
-            seed, **record | {
-                "spent": tuple(record.pop("spent", ())),
+            seed, **kept | {
+                "spent": tuple(record.get("spent", ())),
                 "fault": Fault(Reason(fault["reason"]), fault["message"]) if fault else None,
             },
         ), revision
