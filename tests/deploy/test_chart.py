@@ -1,8 +1,10 @@
 """The Helm chart as rendered: names, settings, what it refuses, how tightly pods, roles and networks are closed."""
 
+import base64
 import itertools
 import json
 import re
+import ssl
 from pathlib import Path
 
 import pytest
@@ -273,3 +275,27 @@ def test_the_default_image_has_the_charts_version() -> None:
     version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert version is not None
     assert version[1] == chart["appVersion"]
+
+
+def test_generated_certificates_are_good_for_both_ends(tmp_path: Path) -> None:
+    secret = one(template("rooms.tls.mode=Generated"), "Secret", "signalbox-rooms-tls")
+    for name, text in secret["data"].items():
+        (tmp_path / name).write_bytes(base64.b64decode(text))
+    ends, into, out = [], ssl.MemoryBIO(), ssl.MemoryBIO()
+    for server in (False, True):
+        purpose = ssl.Purpose.CLIENT_AUTH if server else ssl.Purpose.SERVER_AUTH
+        context = ssl.create_default_context(purpose, cafile=str(tmp_path / "ca.crt"))
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_cert_chain(tmp_path / "tls.crt", tmp_path / "tls.key")
+        pipes = (into, out) if server else (out, into)
+        ends.append(context.wrap_bio(*pipes, server_side=server, server_hostname=None if server else "signalbox-scheduler"))
+    waiting = list(ends)
+    for _ in range(6):
+        for end in list(waiting):
+            try:
+                end.do_handshake()
+                waiting.remove(end)
+            except ssl.SSLWantReadError:
+                pass
+    assert not waiting
+    assert all(end.getpeercert() for end in ends)
