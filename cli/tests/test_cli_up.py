@@ -307,6 +307,25 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
         bad.close()
 
 
+@pytest.mark.parametrize(("variable", "scheme"), [
+    ("SIGNALBOX_REDIS_URL", "redis://"), ("SIGNALBOX_DATABASE_URL", "postgresql://u:hidden@"),
+])
+def test_a_store_that_never_answers_is_named(tmp_path: Path, variable: str, scheme: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        started_s = time.monotonic()
+        bad = Up(tmp_path, **{variable: f"{scheme}127.0.0.1:{port}/0"})
+        try:
+            assert bad.process.wait(60) == 2
+            assert time.monotonic() - started_s < 10 + SLACK_S * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+            last = bad.said().splitlines()[-1]
+            assert last.startswith("signalbox: cannot start: ")
+            assert "127.0.0.1" in last
+            assert "hidden" not in bad.said()
+        finally:
+            bad.close()
+
+
 def test_a_refused_document_does_not_hold_up_the_start(tmp_path: Path) -> None:
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "bad.yaml").write_text(DOCUMENTS.replace("provider: Anthropic", "provider: Nobody"))

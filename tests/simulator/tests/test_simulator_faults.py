@@ -216,6 +216,16 @@ def test_endless_frame_until_the_client_leaves(sim):
     assert only_row(sim)["outcome"] == "client_gone"
 
 
+def test_a_flood_of_text_in_an_otherwise_usual_stream(sim):
+    sim.script({"flood": {"times": 50, "bytes": 4096}})
+    answer = ask(sim.url, body(stream=True))
+    assert answer.whole
+    row = only_row(sim)
+    assert row["usage_final"] is True
+    assert row["delta_bytes"] > 50 * 4096
+    assert row["frames_sent"] == len(answer.events)
+
+
 def test_malformed_chunking(sim):
     sim.script({"bad_chunk": {"at": "content"}})
     answer = ask(sim.url, body(stream=True))

@@ -71,6 +71,15 @@ class Endless:
 
 
 @dataclass(frozen=True, slots=True)
+class Flood:
+    """Send one text delta of `bytes` bytes `times` times at `at`, as fast as the client takes them."""
+
+    times: int = 100
+    bytes: int = 8192
+    at: At = "content"
+
+
+@dataclass(frozen=True, slots=True)
 class BadChunk:
     """Send a chunk header at `at` that is not a number, then close."""
 
@@ -116,6 +125,7 @@ class Behaviour:
     malformed: Inject | None = None
     endless: Endless | None = None
     bad_chunk: BadChunk | None = None
+    flood: Flood | None = None
     omit: list[str] = field(default_factory=list)
     # --- what is said
     model: str | None = None
@@ -215,7 +225,7 @@ def _put(document: dict[str, Any], path: list[str], value: Any) -> None:
     document[path[-1]] = value
 
 
-_SHORT = {"cut": "how", "stall": "s", "error_event": "type", "malformed": "text", "endless": "bytes", "bad_chunk": "text"}
+_SHORT = {"cut": "how", "stall": "s", "error_event": "type", "malformed": "text", "endless": "bytes", "bad_chunk": "text", "flood": "times"}
 """The field that is meant where a nested behaviour is given as a plain value."""
 
 

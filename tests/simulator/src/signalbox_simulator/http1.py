@@ -75,7 +75,9 @@ class Request:
 
 
 class Application(Protocol):
-    """What stands behind the connections."""
+    """What stands behind the connections. `send_buffer_bytes`: of the kernel, for each of them; 0 leaves it to the kernel."""
+
+    send_buffer_bytes: int
 
     def connected(self, connection: "Connection") -> None:
         """A connection was accepted."""
@@ -206,6 +208,8 @@ class Connection(asyncio.Protocol):
         sock = cast(socket.socket | None, transport.get_extra_info("socket"))
         if sock is not None:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self.application.send_buffer_bytes:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.application.send_buffer_bytes)
         self.connected_at = time.time()
         self.writable.set()
         self.application.connected(self)

@@ -64,11 +64,19 @@ class Pour:
 
 
 @dataclass(frozen=True, slots=True)
+class Repeat:
+    """Send one frame so many times: a long stream that is never in memory as a whole."""
+
+    frame: Frame
+    times: int
+
+
+@dataclass(frozen=True, slots=True)
 class End:
     """End the body as it should end."""
 
 
-Step = Send | Raw | Wait | Break | Pour | End
+Step = Send | Raw | Wait | Break | Pour | Repeat | End
 
 
 def frame(kind: str, document: dict[str, Any], *, delta_bytes: int = 0, usage: dict[str, Any] | None = None) -> Frame:
@@ -78,6 +86,12 @@ def frame(kind: str, document: dict[str, Any], *, delta_bytes: int = 0, usage: d
 
 
 PING = frame("ping", {"type": "ping"})
+
+
+def _text_delta(text: str) -> Frame:
+    delta = {"type": "text_delta", "text": text}
+    document = {"type": "content_block_delta", "index": 0, "delta": delta}
+    return frame("content_block_delta", document, delta_bytes=len(text.encode()))
 
 
 def frames(reply: Reply, b: Behaviour) -> list[Frame]:
@@ -178,6 +192,8 @@ def _events(b: Behaviour, position: Any, mid: Any) -> dict[int, list[Step]]:
         at(e.at, Send((f := frame("error", document)).data, (f,)), *([End()] if e.then == "end" else []))
     if b.endless is not None:
         at(b.endless.at, Pour(b.endless), Break("fin"))
+    if b.flood is not None:
+        at(b.flood.at, Repeat(_text_delta("a" * b.flood.bytes), b.flood.times))
     if b.bad_chunk is not None:
         at(b.bad_chunk.at, Raw(b.bad_chunk.text.encode()), Break("fin"))
     if b.cut is not None:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from signalbox_simulator.behaviour import Behaviour, Drop, Endless
 from signalbox_simulator.http1 import Exchange
-from signalbox_simulator.plan import PING, Break, End, Frame, Pour, Raw, Send, Step, Wait
+from signalbox_simulator.plan import PING, Break, End, Frame, Pour, Raw, Repeat, Send, Step, Wait
 from signalbox_simulator.truth import Row
 
 COMPLETE = "complete"
@@ -57,6 +57,8 @@ async def play(exchange: Exchange, row: Row, steps: Iterable[Step]) -> str:
             await _wait(exchange, row, step)
         elif isinstance(step, Pour):
             await _pour(exchange, step.endless)
+        elif isinstance(step, Repeat):
+            await _repeat(exchange, row, step)
         elif isinstance(step, Raw):
             exchange.raw(step.data)
         elif isinstance(step, Break):
@@ -107,6 +109,13 @@ async def _break(exchange: Exchange, step: Break) -> str:
     else:
         exchange.half_close()
     return CUT
+
+
+async def _repeat(exchange: Exchange, row: Row, step: Repeat) -> None:
+    for _ in range(step.times):
+        exchange.send(step.frame.data)
+        _note(row, step.frame)
+        await exchange.drain()
 
 
 async def _pour(exchange: Exchange, endless: Endless) -> None:

@@ -38,6 +38,7 @@ class Settings:
     truth_rows: int = 200_000
     capture_body_bytes: int = 8192
     capture_budget_bytes: int = 32 * 1024 * 1024
+    send_buffer_bytes: int = 0
 
 
 @dataclass(slots=True)
@@ -65,6 +66,7 @@ class Provider:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.send_buffer_bytes = settings.send_buffer_bytes
         self.truth: Truth = Truth(settings.truth_rows, settings.capture_budget_bytes)
         self.accounts: Accounts = Accounts(time.monotonic, time.time)
         self.script: Script = Script(time.monotonic)
