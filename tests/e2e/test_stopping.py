@@ -12,7 +12,7 @@ from tests.support.caller import eventually
 from tests.support.load import count
 from tests.support.rig import SLACK_S, Rig
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 GRACE_S = 5.0
 LAST_WORDS_S = 15.0    # for cut streams, settlements and the journal, after the grace
