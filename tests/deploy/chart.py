@@ -1,18 +1,23 @@
 """Renders the chart with helm, for the tests here; says what is missing where there is no helm."""
 
 import functools
+import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from scripts.gen_schemas import of_addon
+
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "deploy/helm/signalbox"
+SCHEMAS = ROOT / "tests/deploy/schemas"
 ROOMS = ("gateway", "scheduler", "token-refresher", "usage", "operator")
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C it takes a fifth of the time
 
@@ -34,6 +39,23 @@ def tool(name: str, group: str = "tools") -> str:
     if built.returncode != 0:
         pytest.skip(f"needs {name}: `scripts/k8s/assets.py {group}` builds it")
     return f"{built.stdout.strip()}/{name}"
+
+
+def conformity(objects: list[Object]) -> subprocess.CompletedProcess[str]:
+    """What kubeconform says of objects, by the schemas of this repository alone: an unknown kind or field is an error."""
+    with tempfile.TemporaryDirectory() as own:
+        for crd in sorted((ROOT / "deploy/crds").glob("*.yaml")):
+            for name, schema in of_addon(yaml.safe_load(crd.read_text())).items():
+                (Path(own) / name).write_text(json.dumps(schema))
+        places = [f"-schema-location={place}/{{{{.ResourceKind}}}}{{{{.KindSuffix}}}}.json" for place in (SCHEMAS, own)]
+        return _conformity(objects, places)
+
+
+def _conformity(objects: list[Object], places: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [tool("kubeconform"), "-strict", "-output=json", *places],
+        input=yaml.safe_dump_all(objects), capture_output=True, text=True, check=False,
+    )
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -68,6 +90,8 @@ def pods(objects: list[Object]) -> dict[str, Object]:
     for o in objects:
         if o["kind"] in ("Deployment", "StatefulSet", "Job"):
             found[o["metadata"]["name"]] = o["spec"]["template"]["spec"]
+        elif o["kind"] == "CronJob":
+            found[o["metadata"]["name"]] = o["spec"]["jobTemplate"]["spec"]["template"]["spec"]
         elif o["kind"] == "Pod":
             found[o["metadata"]["name"]] = o["spec"]
     return found

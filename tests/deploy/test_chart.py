@@ -1,16 +1,14 @@
 """The Helm chart as rendered: names, settings, what it refuses, how tightly pods, roles and networks are closed."""
 
-import base64
 import itertools
 import json
 import re
-import ssl
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.deploy.chart import CHART, ROOMS, ROOT, one, pods, refusal, run, template, variables
+from tests.deploy.chart import CHART, ROOMS, ROOT, Object, conformity, one, pods, refusal, run, template, variables
 
 pytestmark = pytest.mark.slow
 
@@ -54,6 +52,28 @@ def test_every_combination_lints_and_renders(case: str, tmp_path: Path) -> None:
         assert name.startswith("signalbox") or kind == "CustomResourceDefinition", (kind, name)
 
 
+@pytest.mark.parametrize("case", MATRIX)
+def test_every_object_is_as_its_kinds_schema_says(case: str) -> None:
+    said = conformity(template(*MATRIX[case], apis=MONITORING))
+    assert said.returncode == 0, said.stdout + said.stderr
+
+
+def test_a_field_that_no_schema_knows_is_found_in_every_kind() -> None:
+    objects = {o["kind"]: o for case in MATRIX.values() for o in template(*case, apis=MONITORING)}
+    assert {"HTTPRoute", "ScaledObject", "Certificate", "PodMonitor", "PrometheusRule"} <= set(objects)
+    strict = {kind: o for kind, o in objects.items() if isinstance(o.get("spec"), dict) and kind != "CustomResourceDefinition"}
+    assert len(strict) > 12
+    wrong = [{**o, "spec": with_a_typo(o["spec"])} for o in strict.values()]
+    said = json.loads(conformity(wrong).stdout)["resources"]
+    assert {r["kind"] for r in said if r["status"] == "statusInvalid" and "unheardOf" in r["msg"]} == set(strict)
+
+
+def with_a_typo(node: Object) -> Object:
+    """The deepest first object in it, and all above, with a field that nobody knows."""
+    inner = {k: with_a_typo(v) for k, v in node.items() if isinstance(v, dict) and k not in ("matchLabels", "selector")}
+    return {**node, **dict(list(inner.items())[:1]), "unheardOf": True}
+
+
 def test_the_names_that_others_rely_on() -> None:
     objects = template("postgresql.bundled.enabled=true")
     for room in ROOMS:
@@ -83,7 +103,7 @@ def test_two_releases_in_one_namespace_share_no_name_and_no_pod() -> None:
 
 def test_every_pod_is_restricted_and_only_two_rooms_have_an_api_token() -> None:
     found = pods(template(*EVERYTHING))
-    assert len(found) == 9
+    assert len(found) == 11
     for name, pod in found.items():
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -93,7 +113,7 @@ def test_every_pod_is_restricted_and_only_two_rooms_have_an_api_token() -> None:
         }, name
         assert "limits" in container["resources"], name
         assert not [v for v in pod.get("volumes", ()) if "hostPath" in v]
-        token = name in ("signalbox-operator", "signalbox-token-refresher")
+        token = name in ("signalbox-operator", "signalbox-token-refresher") or "-certificates" in name
         assert pod["automountServiceAccountToken"] is token, name
 
 
@@ -214,6 +234,25 @@ def test_generated_secrets_outlive_the_release_and_never_change_a_pod() -> None:
     assert pods(first) == pods(second)
 
 
+def test_certificates_are_made_in_the_cluster_and_nothing_of_them_is_rendered() -> None:
+    first, second = ([o for o in template(*EVERYTHING) if o["kind"] != "Secret"] for _ in range(2))
+    assert first == second
+    made = [o for o in template(*EVERYTHING) if "-certificates" in o["metadata"]["name"]]
+    hooks = [o for o in made if o["metadata"]["name"] == "signalbox-certificates-hook"]
+    assert {o["kind"] for o in hooks} == {"ServiceAccount", "Role", "RoleBinding", "Job"}
+    for hook in hooks:
+        assert hook["metadata"]["annotations"]["helm.sh/hook"] == "pre-install,pre-upgrade"
+    for role in (o for o in made if o["kind"] == "Role"):
+        assert role["rules"] == [
+            {"apiGroups": [""], "resources": ["secrets"], "verbs": ["create"]},
+            {"apiGroups": [""], "resources": ["secrets"], "resourceNames": ["signalbox-rooms-tls", "signalbox-rooms-authority"],
+             "verbs": ["get", "update"]},
+        ]
+    mounted = [v["secret"]["secretName"] for pod in pods(template(*EVERYTHING)).values() for v in pod.get("volumes", ()) if "secret" in v]
+    assert "signalbox-rooms-tls" in mounted
+    assert "signalbox-rooms-authority" not in mounted
+
+
 def test_without_prometheus_definitions_nothing_of_it_is_made() -> None:
     assert not [o for o in template(*EVERYTHING) if o["apiVersion"].startswith("monitoring.coreos.com")]
     kinds = [o["kind"] for o in template(*EVERYTHING, apis=MONITORING)]
@@ -275,27 +314,3 @@ def test_the_default_image_has_the_charts_version() -> None:
     version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert version is not None
     assert version[1] == chart["appVersion"]
-
-
-def test_generated_certificates_are_good_for_both_ends(tmp_path: Path) -> None:
-    secret = one(template("rooms.tls.mode=Generated"), "Secret", "signalbox-rooms-tls")
-    for name, text in secret["data"].items():
-        (tmp_path / name).write_bytes(base64.b64decode(text))
-    ends, into, out = [], ssl.MemoryBIO(), ssl.MemoryBIO()
-    for server in (False, True):
-        purpose = ssl.Purpose.CLIENT_AUTH if server else ssl.Purpose.SERVER_AUTH
-        context = ssl.create_default_context(purpose, cafile=str(tmp_path / "ca.crt"))
-        context.verify_mode = ssl.CERT_REQUIRED
-        context.load_cert_chain(tmp_path / "tls.crt", tmp_path / "tls.key")
-        pipes = (into, out) if server else (out, into)
-        ends.append(context.wrap_bio(*pipes, server_side=server, server_hostname=None if server else "signalbox-scheduler"))
-    waiting = list(ends)
-    for _ in range(6):
-        for end in list(waiting):
-            try:
-                end.do_handshake()
-                waiting.remove(end)
-            except ssl.SSLWantReadError:
-                pass
-    assert not waiting
-    assert all(end.getpeercert() for end in ends)

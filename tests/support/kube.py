@@ -141,13 +141,17 @@ class Api:
         """Install the custom resources and wait until they are served."""
         import yaml
 
-        for file in sorted(CRDS.glob("*.yaml")):
-            self.apply(yaml.safe_load(file.read_text()), force=True)
+        self.define(*(yaml.safe_load(file.read_text()) for file in sorted(CRDS.glob("*.yaml"))))
+        within(20, self._served)
+
+    def define(self, *definitions: Document) -> None:
+        """Install custom resource definitions and wait until they are established."""
+        for definition in definitions:
+            self.apply(definition, force=True)
         within(20, lambda: all(
             any(c["type"] == "Established" and c["status"] == "True" for c in (crd["status"].get("conditions") or ()))
             for crd in self.list("CustomResourceDefinition", None)
         ))
-        within(20, self._served)
 
     def namespace(self, name: str, **labels: str) -> None:
         """Make a namespace."""

@@ -226,6 +226,37 @@ async def test_mutual_tls(tmp_path: Path) -> None:
         await listener.stop(0)
 
 
+async def test_renewed_certificates_are_shown_and_asked_for_without_a_restart(tmp_path: Path) -> None:
+    certificates(tmp_path)
+    names = {"tls_ca_file": "{}.pem", "tls_cert_file": "{}-room.pem", "tls_key_file": "{}-room.key"}
+    ours, theirs = (
+        settings.RoomSettings(shared_secret=SECRET, **{k: tmp_path / v.format(ca) for k, v in names.items()})
+        for ca in ("ours", "theirs")
+    )
+    mounted = {k: tmp_path / k for k in names}
+
+    def mount(ca: str) -> None:
+        for k, v in names.items():
+            mounted[k].write_bytes((tmp_path / v.format(ca)).read_bytes())
+
+    mount("ours")
+    listener = Listener(settings.RoomSettings(shared_secret=SECRET, **mounted), "127.0.0.1:0", METHOD, Echo)
+    where = f"localhost:{await listener.start()}"
+    try:
+        for now, known, stranger in (("ours", ours, theirs), ("theirs", theirs, ours)):
+            mount(now)
+            answers: asyncio.Queue[bytes] = asyncio.Queue()
+            stream = await Endpoint(known, where).open(METHOD, answers.put_nowait)
+            stream.send(hello("encrypted"))
+            async with asyncio.timeout(20):
+                assert text_of(await answers.get()) == "encrypted"
+            stream.close()
+            with pytest.raises(OSError, match="CERTIFICATE_VERIFY_FAILED"):
+                await Endpoint(stranger, where).open(METHOD, answers.put_nowait)
+    finally:
+        await listener.stop(0)
+
+
 # ---------------------------------------------------------------------- bytes by hand
 
 

@@ -1,5 +1,6 @@
 """Rooms on different machines: mutual TLS between them, and a name that leads to several pods."""
 
+import asyncio
 import subprocess
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def certificate(directory: Path, name: str) -> dict[str, Path]:
 async def ask(mine: settings.RoomSettings, address: str) -> str:
     async with rpc.connect(mine, address) as channel:
         stub = scheduler_pb2_grpc.SchedulerStub(channel)
-        reply = await stub.Inspect(scheduler_pb2.InspectRequest(), timeout=5)
+        reply = await stub.Inspect(scheduler_pb2.InspectRequest(), timeout=30)
     key_id: str = reply.key_id
     return key_id
 
@@ -82,3 +83,50 @@ async def test_a_patient_start_waits_for_what_comes_later_and_an_impatient_one_d
     assert tries == 1
     assert await patiently(30, step) == "started"
     assert tries == 3
+
+
+async def test_renewed_certificates_are_taken_up_without_a_restart(tmp_path: Path) -> None:
+    """First a new certificate of the same authority, then, once both trust it, one of another authority."""
+    first, second = certificate(tmp_path, "first"), certificate(tmp_path, "second")
+    mounted = {name: tmp_path / file.name for name, file in first.items()}
+
+    def mount(**files: bytes) -> None:
+        for name, content in files.items():
+            mounted[name].write_bytes(content)
+
+    mount(**{name: file.read_bytes() for name, file in first.items()})
+    rooms = settings.RoomSettings(shared_secret=SECRET, **mounted)
+    strangers = settings.RoomSettings(shared_secret=SECRET, **second)
+    server = rpc.Server(rooms, "127.0.0.1:0", [SERVICE])
+    scheduler_pb2_grpc.add_SchedulerServicer_to_server(Inspector(), server.grpc)
+    address = f"localhost:{await server.start()}"
+    kept = rpc.connect(rooms, address)
+    stub = scheduler_pb2_grpc.SchedulerStub(kept)
+    try:
+        assert (await stub.Inspect(scheduler_pb2.InspectRequest(), timeout=30)).key_id == "default/ada"
+        with pytest.raises(grpc.aio.AioRpcError):
+            await ask(strangers, address)
+        both = first["tls_ca_file"].read_bytes() + second["tls_ca_file"].read_bytes()
+        mount(tls_ca_file=both)
+        trusting = settings.RoomSettings(shared_secret=SECRET, **{**second, "tls_ca_file": mounted["tls_ca_file"]})
+        assert await ask(trusting, address) == "default/ada", "the server took up the authorities"
+        mount(tls_cert_file=second["tls_cert_file"].read_bytes())
+        assert await ask(trusting, address) == "default/ada", "half a renewal disturbs nobody"
+        mount(tls_key_file=second["tls_key_file"].read_bytes())
+        mount(tls_ca_file=second["tls_ca_file"].read_bytes())
+        with pytest.raises(grpc.aio.AioRpcError):
+            await ask(settings.RoomSettings(shared_secret=SECRET, **first), address)
+        await asyncio.sleep(1.1)
+        # The connection that the kept channel had is still good; a new one shows the new certificate.
+        assert (await stub.Inspect(scheduler_pb2.InspectRequest(), timeout=30)).key_id == "default/ada"
+        await server.stop(0)
+        again = rpc.Server(strangers, address.replace("localhost", "127.0.0.1"), [SERVICE])
+        scheduler_pb2_grpc.add_SchedulerServicer_to_server(Inspector(), again.grpc)
+        await again.start()
+        try:
+            assert (await stub.Inspect(scheduler_pb2.InspectRequest(), timeout=30, wait_for_ready=True)).key_id == "default/ada"
+        finally:
+            await again.stop(0)
+    finally:
+        await kept.close()
+        await server.stop(0)

@@ -153,7 +153,7 @@ async def test_keys_are_counted_by_how_much_of_their_limits_is_used(directory, s
             for (dimension, per), numbers in wanted.items()
             for used, number in zip(("some", "near", "all"), numbers, strict=True)
         }
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while True:
                 page = (await fetch(directory, "/metrics"))[1].splitlines()
                 if {line for line in page if line.startswith("signalbox_keys{")} == lines:

@@ -165,3 +165,16 @@ def explain(
     from signalbox.cli.locate import locate
 
     tell(locate(data), request_id, output)
+
+
+@app.command("room-certificates", hidden=True)
+def room_certificates(
+    rooms: Annotated[str, typer.Option(metavar="SECRET", help="What the rooms mount.")],
+    authority: Annotated[str, typer.Option(metavar="SECRET", help="The authority and its key; no room mounts it.")],
+    name: Annotated[list[str], typer.Option(metavar="DNS", help="A name of a room's Service; several times.")],
+    days: Annotated[int, typer.Option(help="How long a certificate is valid.", min=2)] = 90,
+) -> None:
+    """Make the certificates between a release's rooms, or renew what is due; the chart runs it in a Job."""
+    from signalbox.cli.commands.room_certificates import room_certificates as see_to
+
+    see_to(rooms, authority, name, days)

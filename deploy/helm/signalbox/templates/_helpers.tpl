@@ -44,6 +44,10 @@ app.kubernetes.io/part-of: signalbox
 {{- end -}}
 {{- end -}}
 
+{{- define "signalbox.authoritySecret" -}}
+{{ include "signalbox.name" . }}-rooms-authority
+{{- end -}}
+
 {{- define "signalbox.redisSecret" -}}
 {{ .Values.redis.existingSecret | default (printf "%s-redis" (include "signalbox.name" .)) }}
 {{- end -}}

@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 from hpack import Encoder
 
+from signalbox.core.certificates import Certificates
 from signalbox.core.errors import StartupError
 from signalbox.core.http2 import (
     CONNECTION,
@@ -281,10 +282,20 @@ def _bound(path: Path) -> socket.socket:
 
 
 def _server_tls(settings: RoomSettings) -> ssl.SSLContext | None:
-    if settings.tls_cert_file is None:
+    """Return a context that shows, to each connection anew, what the certificates' files hold then."""
+    certificates = Certificates.of(settings)
+    if certificates is None:
         return None
-    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=settings.tls_ca_file)
-    tls.verify_mode = ssl.CERT_REQUIRED
-    tls.load_cert_chain(settings.tls_cert_file, settings.tls_key_file)
-    tls.set_alpn_protocols(["h2"])
+    given, current = certificates.pem, certificates.serving()
+
+    def renew(connection: ssl.SSLObject | ssl.SSLSocket, _name: str | None, _context_of: ssl.SSLContext) -> None:
+        nonlocal given, current
+        pem = certificates.refresh()
+        if pem is not given:
+            current = certificates.serving()
+            given = pem
+        connection.context = current
+
+    tls = certificates.serving()
+    tls.sni_callback = renew
     return tls

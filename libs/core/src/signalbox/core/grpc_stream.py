@@ -12,6 +12,7 @@ from urllib.parse import unquote
 
 from hpack import Encoder, NeverIndexedHeaderTuple
 
+from signalbox.core.certificates import Certificates
 from signalbox.core.http2 import (
     ENABLE_PUSH,
     END_HEADERS,
@@ -40,11 +41,7 @@ class Endpoint:
         self._address = address
         self._faster = faster
         self._authorization = "Bearer " + settings.secret.decode()
-        self._tls: ssl.SSLContext | None = None
-        if settings.tls_cert_file is not None:
-            self._tls = ssl.create_default_context(cafile=settings.tls_ca_file)
-            self._tls.load_cert_chain(settings.tls_cert_file, settings.tls_key_file)
-            self._tls.set_alpn_protocols(["h2"])
+        self._certificates = Certificates.of(settings)
 
     async def open(self, method: str, on_message: OnMessage) -> "Stream":
         """Begin a call of `method` (/package.Service/Method); each message of the answer goes to `on_message`.
@@ -69,10 +66,15 @@ class Endpoint:
         host = host.strip("[]")
         found = await loop.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
         address = random.choice(found)[4]
-        stream = Stream(self._head(method, "https" if self._tls else "http", where), on_message)
-        name = host if self._tls else None
+        stream = Stream(self._head(method, "https" if self._certificates else "http", where), on_message)
+        tls: ssl.SSLContext | None = None
+        if self._certificates is not None:
+            try:
+                tls = self._certificates.context()
+            except ssl.SSLError as e:  # the files are just being replaced
+                raise ConnectionError(f"certificates: {e}") from e
         await loop.create_connection(
-            lambda: stream, str(address[0]), int(address[1]), ssl=self._tls, server_hostname=name,
+            lambda: stream, str(address[0]), int(address[1]), ssl=tls, server_hostname=host if tls else None,
         )
         return stream
 

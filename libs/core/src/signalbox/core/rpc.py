@@ -13,7 +13,9 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from signalbox.core.certificates import Certificates, Pem
 from signalbox.core.errors import StartupError
+from signalbox.core.renewing import RenewingChannel
 from signalbox.core.settings import RoomSettings
 
 _HEADER = "authorization"
@@ -116,10 +118,11 @@ class Server:
     async def start(self) -> int:
         """Bind and serve; return the port (0 for a Unix socket). Raises StartupError where the address is unusable."""
         try:
-            if self._settings.tls_cert_file is None or self._address.startswith("unix:"):
+            certificates = None if self._address.startswith("unix:") else Certificates.of(self._settings)
+            if certificates is None:
                 port = self.grpc.add_insecure_port(self._address)
             else:
-                port = self.grpc.add_secure_port(self._address, _server_credentials(self._settings))
+                port = self.grpc.add_secure_port(self._address, _server_credentials(certificates))
         except RuntimeError as e:
             raise StartupError(f"address {self._address}", "cannot be bound; is another process using it?") from e
         await self.grpc.start()
@@ -140,26 +143,38 @@ class Server:
 
 
 def connect(settings: RoomSettings, address: str) -> grpc.aio.Channel:
-    """Return a channel to another room that authenticates itself on every call and reconnects within a second."""
+    """Return a channel to another room that authenticates itself on every call and reconnects within a second.
+
+    Raises StartupError where certificates are configured and can't be read.
+    """
     interceptors = [kind(settings.secret) for kind in (_UnaryUnary, _UnaryStream, _StreamStream)]
-    if settings.tls_cert_file is None or address.startswith("unix:"):
+    certificates = None if address.startswith("unix:") else Certificates.of(settings)
+    if certificates is None:
         return grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS, interceptors=interceptors)
-    return grpc.aio.secure_channel(
-        address, _client_credentials(settings), options=_CHANNEL_OPTIONS, interceptors=interceptors,
+
+    def dial(pem: Pem) -> grpc.aio.Channel:
+        credentials = grpc.ssl_channel_credentials(pem.ca, pem.key, pem.cert)
+        return grpc.aio.secure_channel(address, credentials, options=_CHANNEL_OPTIONS, interceptors=interceptors)
+
+    return RenewingChannel(certificates, dial)
+
+
+def _server_credentials(certificates: Certificates) -> grpc.ServerCredentials:
+    """Return credentials that show, to each connection anew, what the files hold then."""
+    given = certificates.pem
+
+    def configuration(pem: Pem) -> grpc.ServerCertificateConfiguration:
+        return grpc.ssl_server_certificate_configuration([(pem.key, pem.cert)], root_certificates=pem.ca)
+
+    def renewed() -> grpc.ServerCertificateConfiguration | None:
+        nonlocal given
+        pem = certificates.refresh()
+        if pem is given:
+            return None
+        given = pem
+        return configuration(pem)
+
+    return grpc.dynamic_ssl_server_credentials(
+        configuration(given), renewed,  # type: ignore[arg-type]  # its types know no "None: as it was"
+        require_client_authentication=True,
     )
-
-
-def _pem(settings: RoomSettings) -> tuple[bytes, bytes, bytes]:
-    files = (settings.tls_ca_file, settings.tls_key_file, settings.tls_cert_file)
-    ca, key, cert = (f.read_bytes() if f else b"" for f in files)
-    return ca, key, cert
-
-
-def _server_credentials(settings: RoomSettings) -> grpc.ServerCredentials:
-    ca, key, cert = _pem(settings)
-    return grpc.ssl_server_credentials([(key, cert)], root_certificates=ca, require_client_auth=True)
-
-
-def _client_credentials(settings: RoomSettings) -> grpc.ChannelCredentials:
-    ca, key, cert = _pem(settings)
-    return grpc.ssl_channel_credentials(ca, key, cert)
