@@ -188,7 +188,8 @@ async def test_a_flood_of_unknown_keys_leaves_nothing_behind(hall: Hall, crowd: 
     denied_before, log_before = _denials(hall), len(hall.instance.log)
     seen: Counter[bytes] = Counter()
     beside: list[float] = []
-    end_s = time.monotonic() + 8.0
+    began_s = time.monotonic()
+    end_s = began_s + 8.0
 
     async def stranger(n: int) -> None:
         rng = random.Random(n)
@@ -213,7 +214,8 @@ async def test_a_flood_of_unknown_keys_leaves_nothing_behind(hall: Hall, crowd: 
     assert grown < 16 * MIB, f"{grown / MIB:.0f} MiB more in the scheduler"
     assert len(hall.instance.log) - log_before < 20, hall.instance.log[log_before:][:20]
     recorded = _denials(hall) - denied_before
-    assert recorded < 50 * 12, f"{recorded} of {asked} are in the ledger"
+    most = 50 * (time.monotonic() - began_s + 2)    # a second's in advance; what came just before may be late
+    assert recorded < most, f"{recorded} of {asked} are in the ledger"
     print(f"\n{asked} unknown keys in 8 s; others within {max(beside):.2f} s; {keys} keys more in Redis, "
           f"{grown / MIB:.1f} MiB in the scheduler, {recorded} denials recorded")
 
@@ -244,8 +246,8 @@ async def test_connections_without_a_key_are_bounded(hall: Hall, crowd: Crowd, w
         assert await asyncio.to_thread(hall.healthy_s) < beside_s()
     grown = max(memory.seen) - before
     assert grown < STRANGERS * 144 * 1024, f"{grown / MIB:.0f} MiB"
-    left = await _until(lambda: crowd.left <= STRANGERS and crowd.left)
-    print(f"\n{what}: {grown / MIB:.0f} MiB more for {CROWDED}, {left} left")
+    await _until(lambda: crowd.left <= STRANGERS)
+    print(f"\n{what}: {grown / MIB:.0f} MiB more for {CROWDED}, {crowd.left} left")
 
 
 async def _until(look: Any, *, within_s: float = 15.0) -> Any:
