@@ -6,13 +6,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.instance import relay_key, secret
+from tests.support.instance import account, relay_key, secret
 from tests.support.kube import SOON_S, Api, placed, within
 from tests.support.release import Release
 from tests.support.sim import Simulator
 from tests.support.tenant import apply_account, apply_key, served, tenant
 
+TOKEN_PATH = "/v1/oauth/token"
 WRITTEN = 'signalbox_status_writes_total{kind="ClaudeAccount",result="done"}'
+DONE = 'signalbox_reconcile_total{kind="ClaudeAccount",result="done"}'
 
 
 def available(api: Api, ns: str) -> str:
@@ -172,3 +174,31 @@ def test_a_document_that_was_refused_before_the_start_can_still_be_withdrawn(
     within(SOON_S, lambda: alone.call(other)[0] == 401)
     api.delete("RelayKey", "ada", ns)
     within(SOON_S, lambda: alone.call(key)[0] == 401)
+
+
+def test_a_credential_that_becomes_good_again_has_its_account_tried_at_once(
+    api: Api, alone: Release, ns: str,
+) -> None:
+    """Refused by the token endpoint until somebody tries it by hand; the document never changes."""
+    client = {"id": "signalbox", "secret": "the-operators-own-client-secret"}
+    grant = {"account": "acme", "client_id": "signalbox", "refresh_token": "sk-ant-ort-seed-of-acme"}
+    oauth = {"clients": [client], "expires_in": 3600, "grants": [grant]}
+    with Simulator({"accounts": [{"name": "acme"}], "oauth": oauth}) as provider:
+        provider.script(standing={"oauth_error": "invalid_client", "status": 401}, match={"path": TOKEN_PATH})
+        api.apply(placed(secret("acme", **{"refresh-token": grant["refresh_token"], "client-secret": client["secret"]}), ns))
+        document = account("acme", provider.url)
+        document["spec"]["credential"] = {"oauth": {
+            "tokenURL": provider.url + TOKEN_PATH, "clientID": client["id"],
+            "clientSecretRef": {"name": "acme", "key": "client-secret"},
+            "refreshTokenRef": {"name": "acme", "key": "refresh-token"},
+        }}
+        api.apply(placed(document, ns))
+        key = apply_key(api, ns)
+        within(SOON_S, lambda: api.condition("ClaudeAccount", "acme", "CredentialValid", ns).get("reason") == "CredentialInvalid")
+        within(SOON_S, lambda: alone.call(key)[0] in (429, 503))
+        before = alone.metric("operator", DONE)
+        provider.clear_script()
+        tried = alone.run("accounts", "test", f"{ns}/acme")
+        assert tried.returncode == 0, tried.stdout + tried.stderr
+        within(SOON_S, lambda: alone.metric("operator", DONE) > before)
+        served(alone, key)

@@ -154,6 +154,12 @@ class Release:
         """Ask `/v1/key-info`."""
         return fetch(f"{self.url}/v1/key-info", {"x-api-key": key})
 
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run `signalbox` as in one of the release's pods."""
+        command = [str(Path(sys.executable).parent / "signalbox"), *arguments]
+        environment = {**self._environment, "SIGNALBOX_ADDR": "env:"}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
     def _is_ready(self, room: str) -> bool:
         if room == "redis":
             return (self.directory / "redis.sock").exists()
