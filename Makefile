@@ -94,6 +94,10 @@ test-cluster: setup tools ## a release on a real node, from nothing (root): or o
 images: ## OCI archives of the chart's images, with docker, podman, buildah or none of them: OUT=DIR
 	@deploy/images/build.sh $(OUT)
 
+.PHONY: pictures
+pictures: setup ## the dashboards' pictures in docs/ (six minutes; needs Chromium, Prometheus, pngquant)
+	@exec $(BIN)/python -m tests.deploy.pictures
+
 .PHONY: bench
 bench: setup ## CPU per request, latency and memory beside a peer (needs a C compiler); ARGS="--only closed --seconds 5"
 	@$(MAKE) -s -C bench
