@@ -9,7 +9,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -110,10 +110,17 @@ def _accounting(verdict: Verdict, storm: Storm, truth: list[Row], ledger: list[R
         verdict.note(4 if problem in found.lies else 1, problem)
     verdict.counts.update(found.counts)
     for key in storm.keys:
-        spent = _spent([row for row in ledger if row["key"] == f"default/{key.name}"])
+        own = [row for row in ledger if row["key"] == f"default/{key.name}"]
+        spent = {"Total": _spent(own), "Day": _spent(_todays(own))}
         for limit, number, amount in _limits_of(storm, key):
-            if limit["per"] in ("Total", "Day") and Decimal(amount["used"]) != spent[number]:
-                verdict.note(1, f"{key.name}: key-info says {amount['used']} {number} per {limit['per']}, the ledger {spent[number]}")
+            if (of := spent.get(limit["per"])) and Decimal(amount["used"]) != of[number]:
+                verdict.note(1, f"{key.name}: key-info says {amount['used']} {number} per {limit['per']}, the ledger {of[number]}")
+
+
+def _todays(rows: Iterable[Row]) -> list[Row]:
+    """Return what counts today: a run may go over midnight."""
+    today = datetime.now(UTC).date()
+    return [row for row in rows if datetime.fromisoformat(row["started_at"]).date() == today]
 
 
 def _spent(rows: Iterable[Row]) -> dict[str, Decimal]:
@@ -139,15 +146,16 @@ def _limits_of(storm: Storm, key: Key) -> Iterator[tuple[Row, str, Row]]:
 def _limits(verdict: Verdict, storm: Storm, truth: list[Row], ledger: list[Row]) -> None:
     for key in storm.keys:
         own = [row for row in ledger if row["key"] == f"default/{key.name}" and row["attempt"] > 0]
-        spent = _spent(own)
+        spent = {"Total": _spent(own), "Day": _spent(_todays(own))}
         info = storm.instance.key_info(key.text)
         if info["concurrency"]["in_flight"]:
             verdict.note(2, f"{key.name}: {info['concurrency']['in_flight']} in flight for ever")
         for limit, number, amount in _limits_of(storm, key):
             most = Decimal(amount["limit"]) + _allowed_error(key, number)
-            if limit["per"] in ("Total", "Day") and spent[number] > most:
-                verdict.note(2, f"{key.name}: {spent[number]} {number} spent per {limit['per']}, {amount['limit']} allowed")
-            if limit["per"] in ("Total", "Day") and spent[number] >= Decimal(amount["limit"]) * Decimal("0.8"):
+            of = spent.get(limit["per"])
+            if of and of[number] > most:
+                verdict.note(2, f"{key.name}: {of[number]} {number} spent per {limit['per']}, {amount['limit']} allowed")
+            if of and of[number] >= Decimal(amount["limit"]) * Decimal("0.8"):
                 verdict.counts["limits nearly or wholly used"] += 1
             if Decimal(amount["reserved"]):
                 verdict.note(2, f"{key.name}: {amount['reserved']} {number} reserved for ever")

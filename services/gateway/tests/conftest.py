@@ -147,9 +147,6 @@ class FakeJournal:
             raise JournalUnwritable("disk full")
         self.begun.append(event)
 
-    def sent(self, event: Any, partial: Any) -> None:
-        self.note(event, partial)
-
     def note(self, event: Any, partial: Any) -> None:
         assert (partial.request_id, partial.attempt) == (event.request_id, event.attempt)
         event.MergeFrom(partial)

@@ -16,7 +16,7 @@ from signalbox.core.settings import RoomSettings
 from signalbox.gateway.adapters import journal as journal_module
 from signalbox.gateway.adapters import journal_delivery
 from signalbox.gateway.adapters.journal_delivery import JournalDelivery
-from signalbox.gateway.adapters.journal_file import Segment, read_attempts, read_frames
+from signalbox.gateway.adapters.journal_file import Segment, read_attempts
 from signalbox.gateway.domain.denial_budget import DenialBudget
 from signalbox.gateway.domain.ports import JournalUnwritable
 from signalbox.v1 import common_pb2, usage_pb2_grpc
@@ -212,25 +212,15 @@ async def test_what_ends_in_one_turn_is_written_together_and_in_order(delivery: 
     assert len(ledger.rows) == 5
 
 
-async def test_what_is_noted_is_on_disk_after_the_turn_unless_the_outcome_is(delivery: JournalDelivery) -> None:
-    cut, done, leaving = event(1), event(2), event(3)
-    for e in (cut, done, leaving):
-        delivery.journal.begin(e)
+async def test_what_is_noted_is_on_disk_at_once(delivery: JournalDelivery) -> None:
+    begun = event(1)
+    delivery.journal.begin(begun)
     path = next(delivery.journal.directory.glob("*.journal"))
-    delivery.journal.sent(leaving, event(3, sent=True))
-    assert [e.sent for e in read_attempts(path)] == [False, False, True]
-    written = path.stat().st_size
-    delivery.journal.note(cut, event(1, served_model="m"))
-    delivery.journal.note(done, event(2, served_model="m"))
-    end(delivery.journal, done, ok(2))
-    assert path.stat().st_size == written
-    await asyncio.sleep(0)
-    assert [(e.served_model, e.outcome) for e in read_attempts(path)] == [
-        ("m", common_pb2.OUTCOME_UNSPECIFIED), ("m", common_pb2.OUTCOME_OK), ("", common_pb2.OUTCOME_UNSPECIFIED),
-    ]
-    assert len(list(read_frames(path))) == 3 + 1 + 2, "what ended needs no note"
-    end(delivery.journal, cut, ok(1))
-    end(delivery.journal, leaving, ok(3))
+    delivery.journal.note(begun, event(1, sent=True))
+    assert [e.sent for e in read_attempts(path)] == [True]
+    delivery.journal.note(begun, event(1, served_model="m"))
+    assert [(e.sent, e.served_model) for e in read_attempts(path)] == [(True, "m")]
+    end(delivery.journal, begun, ok(1))
 
 
 async def test_outcomes_that_cannot_be_written_are_delivered_all_the_same(delivery: JournalDelivery, ledger: Ledger) -> None:

@@ -1,6 +1,6 @@
 """Credentials from the token-refresher: pushed by Watch, cached until a minute before they expire, asked for on demand.
 
-While the token-refresher is away what is cached goes on serving.
+While the token-refresher is away what is cached goes on serving; a gateway that has nothing yet waits for it.
 """
 
 import asyncio
@@ -87,7 +87,10 @@ class CredentialCache:
     async def _ask(self, account_id: str, rejected_version: str) -> Credential:
         request = pb.GetCredentialRequest(account_id=account_id, rejected_version=rejected_version)
         try:
-            return self._keep(await self._stub.GetCredential(request, timeout=CALL_LIMIT_S))
+            # A gateway that has just started knows no credential at all: to fail would fail on every account. It waits
+            # for a token-refresher that is about to come; later on another account's credential is here to serve.
+            new = not self.synced.is_set()
+            return self._keep(await self._stub.GetCredential(request, timeout=CALL_LIMIT_S, wait_for_ready=new))
         except grpc.aio.AioRpcError as e:
             reason = e.details() or ""
             if e.code() is grpc.StatusCode.FAILED_PRECONDITION:

@@ -41,7 +41,7 @@ Deliverable = tuple[AttemptEvent, tuple[Segment, ...]]
 class FileJournal:
     """Implements ports.Journal on files; `ready` is called when there is something new to deliver.
 
-    Intents are written at once. What was noted or has ended in one turn of the event loop is written together: `soon`
+    Intents and notes are written at once. What has ended in one turn of the event loop is written together: `soon`
     calls `flush` back when the turn is over, and the scheduler's session does before it sends a settlement.
     """
 
@@ -59,7 +59,6 @@ class FileJournal:
             raise StartupError(f"journal directory {directory}", e.strerror or str(e)) from e
         self._ready = ready
         self._soon = soon
-        self._noted: list[tuple[AttemptEvent, AttemptEvent]] = []
         self._ended: list[tuple[AttemptEvent, Segment]] = []
         self._begun: dict[AttemptKey, Segment] = {}
         self._full: set[Segment] = set()
@@ -81,24 +80,25 @@ class FileJournal:
         segment.open += 1
         self._begun[key_of(event)] = segment
 
-    def sent(self, event: AttemptEvent, partial: AttemptEvent) -> None:
-        """Write at once that a begun attempt's bytes leave now."""
-        self._note(event, partial)
-        self._write_notes()
-
     def note(self, event: AttemptEvent, partial: AttemptEvent) -> None:
-        """Write what `partial` adds to a begun attempt, with the others of this turn, unless it ends in this turn."""
-        self._note(event, partial)
-        self._flush_soon()
+        """Write what `partial` adds to a begun attempt: before a byte goes to the provider or on to the caller."""
+        event.MergeFrom(partial)
+        begun = self._begun[key_of(event)]
+        try:
+            segment = self._writable()
+            # Whole where the intent lies in an older segment, so that each segment can be read by itself.
+            segment.append(partial if begun is segment else event)
+        except (OSError, JournalUnwritable):
+            WRITE_FAILURES.labels("usage").inc()
 
     def end(self, event: AttemptEvent) -> None:
         """Write the whole record, with the others of this turn, and queue it for delivery."""
         self._ended.append((event, self._begun.pop(key_of(event))))
-        self._flush_soon()
+        if len(self._ended) == 1:
+            self._soon(self.flush)
 
     def flush(self) -> None:
-        """Write what was noted and what has ended since the last time."""
-        self._write_notes()
+        """Write what has ended since the last time."""
         ended, self._ended = self._ended, []
         if not ended:
             return
@@ -172,30 +172,6 @@ class FileJournal:
         self.directory.rmdir()
 
     # ------------------------------------------------------------------ inside
-
-    def _flush_soon(self) -> None:
-        if len(self._noted) + len(self._ended) == 1:
-            self._soon(self.flush)
-
-    def _note(self, event: AttemptEvent, partial: AttemptEvent) -> None:
-        event.MergeFrom(partial)
-        self._noted.append((event, partial))
-
-    def _write_notes(self) -> None:
-        noted, self._noted = self._noted, []
-        if not noted:
-            return
-        try:
-            segment = self._writable()
-            # Whole where the intent lies in an older segment, so that each segment can be read by itself.
-            frames = [
-                partial if begun is segment else event
-                for event, partial in noted if (begun := self._begun.get(key_of(event))) is not None
-            ]
-            if frames:
-                segment.append(*frames)
-        except (OSError, JournalUnwritable):
-            WRITE_FAILURES.labels("usage").inc(len(noted))
 
     def _new_segment(self) -> Segment:
         self._number += 1

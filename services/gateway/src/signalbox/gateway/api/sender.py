@@ -133,7 +133,7 @@ class Sender:
             self._pool.put_back(connection)
             attempt.client_gone()
             return None
-        self._journal.sent(event, records.sent(event))
+        self._journal.note(event, records.sent(event))
         attempt.connected(self._clock.monotonic_s())
         return connection
 

@@ -122,12 +122,11 @@ class Journal(Protocol):
         """Write the intent before the attempt's first byte leaves. Raise JournalUnwritable. Keeps `event`."""
         ...
 
-    def sent(self, event: AttemptEvent, partial: AttemptEvent) -> None:
-        """Write at once that a begun attempt's bytes leave now, as `partial` (ids included) says. Never raises."""
-        ...
-
     def note(self, event: AttemptEvent, partial: AttemptEvent) -> None:
-        """Write soon what `partial` (ids included) adds to a begun event: message_start's usage. Never raises."""
+        """Write what `partial` (ids included) adds to a begun event: that bytes leave now, message_start's usage.
+
+        On disk when it returns, so before the bytes that it tells of go on. Never raises.
+        """
         ...
 
     def end(self, event: AttemptEvent) -> None:
