@@ -1,6 +1,7 @@
 """What the operator survives: Redis wiped, rivals, lost peers, schemas and documents that are not as they should be."""
 
 import concurrent.futures
+import itertools
 import time
 from collections.abc import Iterator
 
@@ -66,8 +67,15 @@ def test_a_status_that_the_schema_refuses_stops_nothing(api: Api, alone: Release
     properties["conditions"]["items"]["properties"]["reason"]["enum"] = ["Pending"]
     api.merge("CustomResourceDefinition", crd["metadata"]["name"], {"spec": crd["spec"]})
     try:
-        api.merge("ClaudeAccount", "acme", {"spec": {"weight": 7}}, ns)
-        within(SOON_S, lambda: alone.metric("operator", 'signalbox_status_writes_total{kind="ClaudeAccount",result="refused"}'))
+        weights = itertools.count(2)
+
+        def refused() -> float:
+            # Each change is a status to write; the new schema is in force a moment after it was applied.
+            api.merge("ClaudeAccount", "acme", {"spec": {"weight": next(weights)}}, ns)
+            time.sleep(0.5)
+            return alone.metric("operator", 'signalbox_status_writes_total{kind="ClaudeAccount",result="refused"}')
+
+        within(SOON_S, refused)
         api.merge("RelayKey", "ada", {"spec": {"state": "Paused"}}, ns)
         within(SOON_S, lambda: "key_paused" in alone.call(key)[1])
         assert alone.page("operator", "/healthz")[0] == 200

@@ -107,7 +107,9 @@ class ControlPlane:
 
     def compact(self) -> None:
         """Have etcd forget all history: watches that ask for an older version than the present one have expired."""
-        present = self._ask_etcd("kv/range", {"key": base64.b64encode(b"/").decode()})["header"]["revision"]
+        # A revision that nobody watches: whatever a watch saw last is older than this one.
+        put = {"key": base64.b64encode(b"/compacted").decode(), "value": ""}
+        present = self._ask_etcd("kv/put", put)["header"]["revision"]
         self._ask_etcd("kv/compaction", {"revision": present, "physical": True})
 
     def _ask_etcd(self, what: str, body: dict[str, object]) -> dict[str, Any]:
