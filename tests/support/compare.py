@@ -145,8 +145,9 @@ def bounds(truth: Row, row: Row, caller: Seen | None) -> tuple[Row, Row]:
         return sent, sent
     if outcome == "truncated" and (truth["behaviour"].get("cut") or {}).get("how") == "fin":
         return sent, sent
-    if outcome == "upstream_error" and truth["behaviour"].get("error_event"):
-        return sent, sent
+    if outcome == "upstream_error" and (error := truth["behaviour"].get("error_event")):
+        before_content = error["at"] in ("start", "message_start")
+        return (NOTHING, NOTHING) if before_content else (sent, sent)
     if not truth["stream"]:
         return NOTHING, NOTHING  # only a whole answer is an answer
     got = data_lines(caller.body) if caller is not None and caller.status == 200 else []
@@ -157,7 +158,9 @@ def bounds(truth: Row, row: Row, caller: Seen | None) -> tuple[Row, Row]:
     least = _billed_tokens(start)
     report = next((d["usage"] for d in got if d.get("type") == "message_delta"), None)
     if outcome != "orphaned":
-        least["output_tokens"] = _output(report or start, sum(map(_delta_bytes, got)), final=report is not None)
+        seen = _output(report or start, sum(map(_delta_bytes, got)), final=report is not None)
+        # What was reported at the end may be less than a third of the bytes that the caller had until then.
+        least["output_tokens"] = min(seen, sent["output_tokens"])
     return least, sent
 
 

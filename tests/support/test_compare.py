@@ -2,12 +2,13 @@
 
 import copy
 import hashlib
+import json
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from tests.support.compare import compare
+from tests.support.compare import NOTHING, bounds, compare
 from tests.support.load import Seen
 
 MODEL = "claude-sonnet-5-5-20000001"
@@ -63,3 +64,20 @@ def test_what_does_not_agree_is_found(name: str) -> None:
     truth, rows, seen = [copy.deepcopy(TRUTH)], [copy.deepcopy(ROW)], copy.deepcopy(SEEN)
     TAMPERED[name](truth, rows, seen)
     assert compare(truth, rows, [seen]).problems
+
+
+@pytest.mark.parametrize("at", ["start", "message_start"])
+def test_an_error_event_before_content_costs_nothing_though_its_caller_has_gone(at: str) -> None:
+    truth = {**TRUTH, "behaviour": {"error_event": {"at": at}}, "usage_final": False, "delta_bytes": 0}
+    assert bounds(truth, {**ROW, "outcome": "upstream_error"}, Seen(model=MODEL, streamed=True)) == (NOTHING, NOTHING)
+
+
+def test_what_was_reported_at_the_end_bounds_what_a_third_of_the_bytes_would_be() -> None:
+    data = [
+        {"type": "message_start", "message": {"usage": {"input_tokens": 10, "output_tokens": 1}}},
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "x" * 30}},
+    ]
+    seen = copy.copy(SEEN)
+    seen.body = b"".join(b"data: %s\n\n" % json.dumps(d).encode() for d in data)
+    low, high = bounds(TRUTH, {**ROW, "outcome": "client_gone"}, seen)
+    assert low["output_tokens"] == high["output_tokens"] == 7
