@@ -21,7 +21,7 @@ from signalbox.core.grpc_stream import Endpoint
 from signalbox.v1 import scheduler_pb2 as pb
 from signalbox.v1 import scheduler_pb2_grpc
 
-from .test_core_grpc_stream import METHOD, PLAIN, SECRET, certificates, hello
+from .test_core_grpc_stream import METHOD, PLAIN, SECRET, certificates, hello, rooms_of_two
 
 WRONG = settings.RoomSettings(shared_secret=SECRET[::-1])
 
@@ -195,14 +195,7 @@ async def test_where_the_faster_address_does_not_answer_the_other_does(address: 
 
 
 async def test_mutual_tls(tmp_path: Path) -> None:
-    certificates(tmp_path)
-    ours, theirs = (
-        settings.RoomSettings(
-            shared_secret=SECRET, tls_ca_file=tmp_path / f"{ca}.pem", tls_cert_file=tmp_path / f"{ca}-room.pem",
-            tls_key_file=tmp_path / f"{ca}-room.key",
-        )
-        for ca in ("ours", "theirs")
-    )
+    ours, theirs = rooms_of_two(tmp_path)
     listener = Listener(ours, "127.0.0.1:0", METHOD, Echo)
     port = await listener.start()
     where = f"localhost:{port}"

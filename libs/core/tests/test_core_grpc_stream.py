@@ -106,14 +106,7 @@ async def test_what_is_no_grpc_ends_it(tmp_path: Path, said: bytes) -> None:
 
 
 async def test_mutual_tls(tmp_path: Path) -> None:
-    certificates(tmp_path)
-    ours, theirs = (
-        settings.RoomSettings(
-            shared_secret=SECRET, tls_ca_file=tmp_path / f"{ca}.pem", tls_cert_file=tmp_path / f"{ca}-room.pem",
-            tls_key_file=tmp_path / f"{ca}-room.key",
-        )
-        for ca in ("ours", "theirs")
-    )
+    ours, theirs = rooms_of_two(tmp_path)
     server, port = await serve(ours, "localhost:0")
     try:
         answers: asyncio.Queue[bytes] = asyncio.Queue()
@@ -126,6 +119,19 @@ async def test_mutual_tls(tmp_path: Path) -> None:
             await Endpoint(theirs, f"localhost:{port}").open(METHOD, lambda _: None)
     finally:
         await server.stop(0)
+
+
+def rooms_of_two(directory: Path) -> tuple[settings.RoomSettings, settings.RoomSettings]:
+    """Return the settings of rooms whose certificates two authorities have signed that do not know each other."""
+    certificates(directory)
+    ours, theirs = (
+        settings.RoomSettings(
+            shared_secret=SECRET, tls_ca_file=directory / f"{ca}.pem", tls_cert_file=directory / f"{ca}-room.pem",
+            tls_key_file=directory / f"{ca}-room.key",
+        )
+        for ca in ("ours", "theirs")
+    )
+    return ours, theirs
 
 
 def certificates(directory: Path) -> None:
