@@ -110,14 +110,14 @@ def test_the_documented_escape_when_the_operator_is_gone(api: Api, alone: Releas
 def test_an_account_goes_only_when_its_requests_have_ended(api: Api, alone: Release, sim: Simulator, ns: str) -> None:
     key = tenant(api, alone, ns, sim.url)
     within(SOON_S, lambda: api.get("ClaudeAccount", "acme", ns)["metadata"].get("finalizers"))
-    sim.script({"delay_s": 3})
+    sim.script({"delay_s": 5})
     with concurrent.futures.ThreadPoolExecutor() as pool:
         slow = pool.submit(alone.call, key)
         within(SOON_S, lambda: sim.summary()["in_flight"])
         api.delete("ClaudeAccount", "acme", ns)
         time.sleep(1.5)
         assert api.get("ClaudeAccount", "acme", ns) is not None, "it did not wait"
-        assert slow.result(20)[0] == 200
+        assert slow.result(40)[0] == 200
     within(SOON_S, lambda: api.get("ClaudeAccount", "acme", ns) is None)
 
 

@@ -81,9 +81,7 @@ def test_the_attackers_pool_cannot_hold_the_victims_accounts(two: Two, release: 
     text = relay_key_text(two.attacker)
     two.api.apply(placed(secret("ada", **{"relay-key": text}), two.attacker), force=True)
     two.api.apply(placed(relay_key("ada", pools=["grab"]), two.attacker))
-    within(SOON_S, lambda: "pool_" in release.call(text)[1])
-    assert release.call(text)[0] in (403, 503)
-    assert "pool_empty" in release.call(text)[1]
+    within(SOON_S, lambda: "pool_empty" in release.call(text)[1])  # until it is in force, the key is unknown, or its pool
 
 
 def test_the_victims_key_cannot_be_hijacked(two: Two, api: Api, release: Release, sim: Simulator) -> None:

@@ -120,3 +120,11 @@ def test_a_bad_document_is_kept_with_its_reason() -> None:
     assert kept.document.resource is None
     assert [p.path for p in kept.document.problems] == ["spec"]
     assert kept.document.raw["spec"] == {"owner": "x"}
+
+
+def test_who_is_paused_is_told_by_the_newest_good_version() -> None:
+    active, bad = raw(1), raw(3)
+    paused = {**raw(2), "spec": {**GOOD["RelayKey"], "state": "Paused"}}
+    bad["spec"] = {**paused["spec"], "colour": "blue"}
+    assert [read(one).is_paused for one in (active, paused, bad)] == [False, True, False]
+    assert not read({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s", "resourceVersion": "1"}}).is_paused

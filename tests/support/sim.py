@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 SIMULATOR = str(Path(sys.executable).parent / "signalbox-simulator")
-STOP_LIMIT_S = 10.0
+STOP_LIMIT_S = 60.0
 
 
 class Simulator:

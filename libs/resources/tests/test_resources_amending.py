@@ -1,4 +1,4 @@
-"""What a refused document still changes where its last good version is known from the registry alone."""
+"""What withdraws access without a good version of its own: refused documents beside the registry's, early pauses."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -19,6 +19,7 @@ from signalbox.resources import (
     plan,
 )
 from signalbox.resources import conditions as c
+from signalbox.resources.amending import paused
 from signalbox.resources.compiled import CompiledAccount
 
 NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
@@ -143,3 +144,16 @@ def test_a_kept_pool_is_still_there_for_its_own_namespace() -> None:
     desired = restarted(account(), spoilt, key(pools=["p"]), *SECRETS, before=before)
     assert CompiledKey.read(the(desired, "RelayKey").spec_json).pools == ("default/p",)
     assert CompiledPool.read(next(o for o in desired.objects if o.id == "default/p").spec_json).accounts == ("default/acme",)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("RelayKey", "ada"), ("ClaudeAccount", "acme")])
+def test_a_pause_ahead_of_the_plan_is_what_the_plan_will_say(kind: str, name: str) -> None:
+    active = plan(load(account(), key(), *SECRETS), State(), now=NOW)
+    ahead = paused(the(active, kind))
+    spec = {"state": "Paused"}
+    planned = plan(load(account(**spec), key(**spec), *SECRETS), active.state, now=NOW)
+    assert not ahead.serves
+    assert ahead.spec_json == the(planned, kind).spec_json
+    # The registry takes each of the three for news, in whichever order they come.
+    assert len({ahead.revision, the(active, kind).revision, the(planned, kind).revision}) == 3
+    assert paused(the(active, kind)) == ahead

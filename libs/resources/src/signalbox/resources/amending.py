@@ -1,7 +1,8 @@
-"""What an earlier process brought into force, amended by a document that is refused: state, expiry, deleted Secrets.
+"""What is in force, amended by what withdraws access and cannot wait for, or does not get, a version of its own. Pure.
 
-A reconciler that starts beside a refused document has never seen its last good version; what the registry holds is all
-there is of it. Such an object serves on, but whoever takes access away is heard all the same. Pure.
+A pause counts before the plan that will make the whole object anew. A refused document still counts for state, expiry
+and deleted Secrets: a reconciler that starts beside one has never seen its last good version, and what the registry
+holds is all there is of it. Such an object serves on, but whoever takes access away is heard all the same.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -60,6 +61,13 @@ def amend(kept: DesiredObject, document: Document, secrets: Secrets, now: dateti
     compiled = compiled.model_copy(update=changes)
     serves = ready.status and compiled.state not in _PAUSED
     return _told(replace(kept, spec_json=compiled.write(), conditions=(ready, judged), serves=serves))
+
+
+def paused(item: DesiredObject) -> DesiredObject:
+    """Return an account or a key as it is in force, but paused: until a plan has made it from its newest document."""
+    compiled = _COMPILED[item.kind].read(item.spec_json)
+    state = KeyState.PAUSED if isinstance(compiled, CompiledKey) else AccountState.PAUSED
+    return _told(replace(item, spec_json=compiled.model_copy(update={"state": state}).write(), serves=False))
 
 
 def _is_leaving(document: Document) -> bool:

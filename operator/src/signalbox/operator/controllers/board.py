@@ -26,7 +26,7 @@ class Board:
         self.refused: dict[str, str] = {}
         """Why the token-refresher would not take a grant, by account."""
         self.withdrawn: list[Identity] = []
-        """Keys that were deleted and are still in the registry, for all we know."""
+        """What was deleted (keys) or paused, and may still be used as the registry has it."""
         self.changed = asyncio.Event()
         self.dirty: dict[Identity, None] = {}
         self.some_dirty = asyncio.Event()
@@ -43,7 +43,7 @@ class Board:
         before = self.world.get(seen.identity)
         if not self.world.notice(seen):
             return
-        if seen.identity.kind == "RelayKey" and seen.deleting_since is not None:
+        if seen.is_paused or (seen.identity.kind == "RelayKey" and seen.deleting_since is not None):
             self.withdrawn.append(seen.identity)
         if before is None or _is_another(before, seen):
             self.changed.set()

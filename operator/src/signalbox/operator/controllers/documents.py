@@ -1,8 +1,8 @@
 """Brings the documents into force: plans with all of them, compares with the rooms, carries out the difference.
 
-Level-triggered: every pass compares everything with everything. Deleted keys are withdrawn at once, beside the pass; a
-pass that has much to carry out makes way for a newer one as soon as something changes, and that one begins with what
-withdraws access.
+Level-triggered: every pass compares everything with everything. What was deleted or paused is withdrawn at once, beside
+the pass; a pass that has much to carry out makes way for a newer one as soon as something changes, and that one begins
+with what withdraws access.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ from signalbox.operator.controllers.board import Board
 from signalbox.operator.domain.kept import identity_in_registry, read_back
 from signalbox.operator.metrics import Metrics
 from signalbox.resources.actions import diff
+from signalbox.resources.amending import paused
 from signalbox.resources.conditions import SECRET_NOT_FOUND
 from signalbox.resources.reading import Identity
 from signalbox.resources.reconcile import plan
@@ -88,18 +89,28 @@ class Documents:
                 await asyncio.sleep(_DEBOUNCE_S)
 
     async def keep_withdrawing(self) -> None:
-        """Take deleted keys out of the registry at once; a pass over ten thousand of them takes a second or two."""
+        """Withdraw what was deleted or paused at once; a pass over ten thousand keys takes a second or two."""
         while True:
             await asyncio.sleep(_DEBOUNCE_S)
             if not self._board.withdrawn or self._board.superseded:
                 continue
-            gone, self._board.withdrawn = self._board.withdrawn, []
-            there = self._registry  # None: not known, and to delete what is not there is no error
-            known = [i for i in dict.fromkeys(gone) if self._is_gone(i) and (there is None or (i.kind, i.id) in there)]
+            withdrawn, self._board.withdrawn = self._board.withdrawn, []
             try:
-                await self._act([DeleteObject(i.kind, i.id) for i in known])
+                await self._act([a for i in dict.fromkeys(withdrawn) if (a := self._withdrawal(i)) is not None])
             except SignalboxError as e:
                 self._note_failure(e)
+
+    def _withdrawal(self, identity: Identity) -> Action | None:
+        """Return what makes an object useless to whoever still has it; None where nothing need be done."""
+        there = self._registry  # None: not known, and to delete what is not there is no error
+        if there is not None and (identity.kind, identity.id) not in there:
+            return None
+        if identity.kind == "RelayKey" and self._is_gone(identity):
+            return DeleteObject(identity.kind, identity.id)
+        made = self._state.made.get(identity)
+        if made is not None and made.item.serves and self._is_paused(identity):
+            return PutObject(paused(made.item))
+        return None
 
     # ------------------------------------------------------------------ one pass
 
@@ -183,12 +194,15 @@ class Documents:
     def _still_holds(self, action: Action, desired: Desired) -> bool:
         """Whether an action is right by what has become known since the plan was begun.
 
-        A deleted key must not come back. The credential of an account that was refused before this operator started
-        is known to the token-refresher alone.
+        A deleted key must not come back, nor what is paused into service. The credential of an account that was refused
+        before this operator started is known to the token-refresher alone.
         """
         match action:
-            case PutObject(item) if item.kind == "RelayKey":
-                return not self._is_gone(identity_in_registry(item.kind, item.id))
+            case PutObject(item) if item.kind in ("RelayKey", "ClaudeAccount"):
+                identity = identity_in_registry(item.kind, item.id)
+                if item.serves and self._is_paused(identity):
+                    return False
+                return item.kind != "RelayKey" or not self._is_gone(identity)
             case DeleteGrant(account):
                 identity = identity_in_registry("ClaudeAccount", account)
                 if identity not in self._kept or not self._is_refused(identity):
@@ -200,6 +214,10 @@ class Documents:
     def _is_gone(self, identity: Identity) -> bool:
         seen = self._board.world.get(identity)
         return seen is None or seen.deleting_since is not None
+
+    def _is_paused(self, identity: Identity) -> bool:
+        seen = self._board.world.get(identity)
+        return seen is not None and seen.is_paused
 
     def _is_refused(self, identity: Identity) -> bool:
         seen = self._board.world.get(identity)

@@ -10,7 +10,14 @@ from datetime import datetime
 from typing import Any, Final
 
 from signalbox.resources.loading import LoadResult
-from signalbox.resources.models import DEFAULT_NAMESPACE, SIGNALBOX_KINDS
+from signalbox.resources.models import (
+    DEFAULT_NAMESPACE,
+    SIGNALBOX_KINDS,
+    AccountState,
+    ClaudeAccount,
+    KeyState,
+    RelayKey,
+)
 from signalbox.resources.reading import Document, Identity, read_document
 from signalbox.resources.values import parse_time
 
@@ -41,6 +48,17 @@ class Seen:
     def identity(self) -> Identity:
         """What names it."""
         return self.document.identity
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether its newest good version takes an account or a key out of service until somebody resumes it."""
+        resource = self.document.resource
+        match resource:
+            case RelayKey():
+                return resource.spec.state is KeyState.PAUSED
+            case ClaudeAccount():
+                return resource.spec.state is AccountState.PAUSED
+        return False
 
     @property
     def status(self) -> dict[str, Any]:
