@@ -1,6 +1,8 @@
 """Puts the operator together and runs it: kopf's watches, the loops, telemetry; stops in good order."""
 
 import asyncio
+import contextlib
+import time
 from collections.abc import Sequence
 from datetime import timedelta
 
@@ -8,7 +10,7 @@ from signalbox.core import logs
 from signalbox.core.errors import SignalboxError, StartupError
 from signalbox.core.telemetry import Readiness, TelemetryServer
 from signalbox.kube import Cluster, connect
-from signalbox.operator.adapters.starts import next_fence, present_fence
+from signalbox.operator.adapters.starts import next_fence, renew, version
 from signalbox.operator.adapters.watching import Watch
 from signalbox.operator.adapters.writing import Writer
 from signalbox.operator.controllers.board import Board
@@ -17,6 +19,7 @@ from signalbox.operator.controllers.documents import Documents
 from signalbox.operator.controllers.listing import Listing
 from signalbox.operator.controllers.live import Live
 from signalbox.operator.controllers.statuses import Statuses
+from signalbox.operator.domain.succession import RENEW_EVERY_S, Silence, Superseded
 from signalbox.operator.metrics import Metrics
 from signalbox.operator.settings import EVERYWHERE, OperatorSettings
 from signalbox.resources.state import Policy
@@ -30,7 +33,6 @@ NEED = "documents"
 # A loop that has not turned for so long is stuck: liveness fails and the pod is started anew.
 STUCK_AFTER_S = 180.0
 _TRY_AGAIN_S = 1.0
-_LEASE_EVERY_S = 15.0
 
 
 async def main(settings: OperatorSettings, stop: asyncio.Event) -> None:
@@ -47,7 +49,7 @@ async def main(settings: OperatorSettings, stop: asyncio.Event) -> None:
     async with (
         connect(settings.name, kubeconfig=settings.kubeconfig) as cluster, Rooms(addresses, settings) as rooms,
     ):
-        operating = asyncio.create_task(_operate(settings, cluster, rooms, readiness=readiness, metrics=metrics))
+        operating = asyncio.create_task(_take_turns(settings, cluster, rooms, readiness=readiness, metrics=metrics))
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait([operating, stopping], return_when=asyncio.FIRST_COMPLETED)
         log.info("stopping")
@@ -59,12 +61,30 @@ async def main(settings: OperatorSettings, stop: asyncio.Event) -> None:
     log.info("stopped")
 
 
-async def _operate(
+async def _take_turns(
     settings: OperatorSettings, cluster: Cluster, rooms: Rooms, *, readiness: Readiness, metrics: Metrics,
 ) -> None:
+    """Operate; where a newer operator takes over wait, not ready, until it is silent; then operate again."""
     namespace = settings.namespace or cluster.namespace
+    while True:
+        fence = await _take_over(cluster, namespace, settings.name, readiness=readiness)
+        try:
+            await _operate(settings, cluster, rooms, namespace, fence, readiness=readiness, metrics=metrics)
+        except* Superseded:
+            pass
+        metrics.rest()
+        readiness.missing(NEED, "a newer operator has taken over")
+        log.warning("superseded", why="a newer operator has taken over; this one waits until that one is silent")
+        await _wait_for_silence(cluster, namespace, settings.name)
+        log.warning("taking_over", why="the newer operator has not renewed its Lease")
+
+
+async def _operate(
+    settings: OperatorSettings, cluster: Cluster, rooms: Rooms, namespace: str, fence: int, *, readiness: Readiness,
+    metrics: Metrics,
+) -> None:
+    """Reconcile until cancelled. Raises a group with Superseded."""
     namespaces = _watched(settings.watch_namespaces, namespace)
-    fence = await _take_over(cluster, namespace, settings.name, readiness=readiness)
     log.info("watching", namespaces=",".join(namespaces or (EVERYWHERE,)), cluster=cluster.where, fence=fence)
 
     def ready(failure: str) -> None:
@@ -102,7 +122,7 @@ async def _operate(
         async with asyncio.TaskGroup() as group:
             for loop in loops:
                 group.create_task(loop(), name=loop.__name__)
-            group.create_task(_watch_lease(board, cluster, namespace, settings.name, fence=fence))
+            group.create_task(_keep_lease(cluster, namespace, settings.name, fence))
     finally:
         await watch.stop()
 
@@ -129,14 +149,21 @@ async def _take_over(cluster: Cluster, namespace: str, name: str, *, readiness: 
             await asyncio.sleep(_TRY_AGAIN_S)
 
 
-async def _watch_lease(board: Board, cluster: Cluster, namespace: str, name: str, *, fence: int) -> None:
-    """Notice that a newer operator has started, also while there is nothing to write."""
+async def _keep_lease(cluster: Cluster, namespace: str, name: str, fence: int) -> None:
+    """Renew the Lease, and notice a newer operator also while there is nothing to write. Raises Superseded."""
     while True:
-        await asyncio.sleep(_LEASE_EVERY_S)
+        await asyncio.sleep(RENEW_EVERY_S)
+        with contextlib.suppress(SignalboxError):  # the API server is away, or somebody else wrote it just now
+            await renew(cluster, namespace, name, fence)
+
+
+async def _wait_for_silence(cluster: Cluster, namespace: str, name: str) -> None:
+    """Wait until nobody renews the Lease."""
+    silence = Silence()
+    while True:
+        await asyncio.sleep(RENEW_EVERY_S)
         try:
-            newest = await present_fence(cluster, namespace, name)
+            if silence.look(await version(cluster, namespace, name), time.monotonic()):
+                return
         except SignalboxError:
-            continue
-        if newest > fence and not board.superseded:
-            board.superseded = True
-            log.error("superseded", why="a newer operator has taken over; this one does nothing more")
+            silence.lost()

@@ -33,6 +33,11 @@ class Metrics:
         self._turned_s[loop] = time.monotonic()
         self._beats.labels(loop).set_to_current_time()
 
+    def rest(self) -> None:
+        """Note that the loops have ended, and are not to turn until they begin again."""
+        self._turned_s.clear()
+        self._beats.clear()
+
     def stuck(self, limit_s: float) -> str:
         """Name a loop that has not turned for that long, "" where all have."""
         now_s = time.monotonic()

@@ -17,8 +17,6 @@ class Board:
         self.world = World()
         self.complete = False
         """Whether everything was listed once, so that what is not in `world` does not exist."""
-        self.superseded = False
-        """Whether a newer operator has taken over: this one writes nothing any more."""
         self.desired: dict[Identity, DesiredObject] = {}
         self.live: dict[Identity, bytes] = {}
         """The registry's status message of each object, packed: ten thousand of them lie here."""

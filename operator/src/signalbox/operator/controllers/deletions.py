@@ -37,7 +37,7 @@ class Deletions:
         """Hold new accounts, let drained ones go."""
         while True:
             self._metrics.beat("deletions")
-            if self._board.complete and not self._board.superseded:
+            if self._board.complete:
                 await self._look()
             await asyncio.sleep(_EVERY_S)
 

@@ -15,6 +15,7 @@ from signalbox.core import logs
 from signalbox.core.errors import Refused, SignalboxError
 from signalbox.operator.controllers.board import Board
 from signalbox.operator.domain.kept import identity_in_registry, read_back
+from signalbox.operator.domain.succession import Superseded
 from signalbox.operator.metrics import Metrics
 from signalbox.resources.actions import diff
 from signalbox.resources.amending import paused
@@ -46,7 +47,7 @@ _IDLE_S = 30.0
 
 
 class Documents:
-    """Reconciles registry and grants with the documents until cancelled."""
+    """Reconciles registry and grants with the documents until cancelled. Its loops raise Superseded."""
 
     def __init__(
         self, board: Board, rooms: Rooms, carrier: Carrier, policy: Policy, *, metrics: Metrics,
@@ -78,7 +79,7 @@ class Documents:
             self._board.changed.clear()
             wait_s = _IDLE_S
             try:
-                if self._board.complete and not self._board.superseded:
+                if self._board.complete:
                     wait_s = await self._one_pass()
                     retry_s = _FIRST_RETRY_S
             except SignalboxError as e:
@@ -92,7 +93,7 @@ class Documents:
         """Withdraw what was deleted or paused at once; a pass over ten thousand keys takes a second or two."""
         while True:
             await asyncio.sleep(_DEBOUNCE_S)
-            if not self._board.withdrawn or self._board.superseded:
+            if not self._board.withdrawn:
                 continue
             withdrawn, self._board.withdrawn = self._board.withdrawn, []
             try:
@@ -225,8 +226,7 @@ class Documents:
 
     def _note_failure(self, error: SignalboxError) -> None:
         if isinstance(error, Refused) and "newer writer" in error.message:
-            self._board.superseded = True
-            log.error("superseded", why="a newer operator has taken over; this one does nothing more")
+            raise Superseded from error
         if str(error) != self._failure:
             log.warning("documents_not_in_force", why=str(error))
         self._failure = str(error)

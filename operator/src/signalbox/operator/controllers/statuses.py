@@ -71,7 +71,7 @@ class Statuses:
 
     async def _work(self) -> None:
         while True:
-            if not self._board.dirty or self._board.superseded:
+            if not self._board.dirty:
                 self._board.some_dirty.clear()
                 await self._board.some_dirty.wait()
                 continue
