@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # build.sh OUT: write OCI archives of every image that the chart renders into the folder OUT, under the chart's references.
 #
-# With docker, podman or buildah from the Dockerfile; where none of them works, the same file systems from Debian packages
-# and requirements.lock, by root, with debootstrap (BUILDER=debian chooses that way). What does not change is kept in
-# CACHE (default ~/.cache/signalbox-images). TAG (default: the chart's appVersion) and REGISTRY (localhost) lead the names.
+# With docker, podman or buildah from the Dockerfile; where none of them works, or its base image (BASE_IMAGE) is not to be
+# had, the same file systems from Debian packages and requirements.lock, by root, with debootstrap (BUILDER=debian chooses
+# that way). What does not change is kept in CACHE (default ~/.cache/signalbox-images). TAG (default: the chart's
+# appVersion) and REGISTRY (localhost) lead the names.
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 ROOT=$(cd "$HERE/../.." && pwd)
@@ -23,12 +24,25 @@ needs() { # needs PACKAGE: install a Debian package
 }
 reference() { echo "$REGISTRY/$1:$TAG"; }
 
+BASE_IMAGE=${BASE_IMAGE:-$(sed -n 's/^ARG DEBIAN=//p' "$HERE/Dockerfile")}
+
 builder() {
     [ -z "${BUILDER:-}" ] || { echo "$BUILDER"; return; }
-    if docker info >/dev/null 2>&1; then echo docker
-    elif podman info >/dev/null 2>&1; then echo podman
-    elif buildah info >/dev/null 2>&1; then echo buildah
-    else echo debian; fi
+    local engine
+    for engine in docker podman buildah; do
+        "$engine" info >/dev/null 2>&1 || continue
+        if has_base "$engine"; then echo "$engine"; return; fi
+        log "$engine cannot get $BASE_IMAGE, so they are built from Debian packages, without it"
+    done
+    echo debian
+}
+
+has_base() { # has_base ENGINE: whether the image that all others begin with is there, or comes
+    case $1 in
+        docker) docker image inspect "$BASE_IMAGE" || timeout 300 docker pull "$BASE_IMAGE" ;;
+        podman) podman image exists "$BASE_IMAGE" || timeout 300 podman pull "$BASE_IMAGE" ;;
+        buildah) buildah inspect --type image "$BASE_IMAGE" || timeout 300 buildah pull "$BASE_IMAGE" ;;
+    esac >/dev/null 2>&1
 }
 
 with_containers() { # with_containers docker|podman|buildah
@@ -36,9 +50,11 @@ with_containers() { # with_containers docker|podman|buildah
     for image in "${IMAGES[@]}"; do
         log "building $(reference "$image") with $1"
         case $1 in
-            buildah) buildah build --quiet --target "$image" -t "$(reference "$image")" -f "$HERE/Dockerfile" "$ROOT" >/dev/null
+            buildah) buildah build --quiet --layers --build-arg "DEBIAN=$BASE_IMAGE" --target "$image" -t "$(reference "$image")" \
+                         -f "$HERE/Dockerfile" "$ROOT" >/dev/null
                      buildah push --quiet "$(reference "$image")" "oci-archive:$OUT/$image.tar:$(reference "$image")" ;;
-            *) "$1" build --quiet --target "$image" -t "$(reference "$image")" -f "$HERE/Dockerfile" "$ROOT" >/dev/null
+            *) "$1" build --quiet --build-arg "DEBIAN=$BASE_IMAGE" --target "$image" -t "$(reference "$image")" \
+                   -f "$HERE/Dockerfile" "$ROOT" >/dev/null
                "$1" save -o "$OUT/$image.tar" "$(reference "$image")" ;;
         esac
     done
@@ -60,13 +76,10 @@ security() { # and its security updates, where it does
         awk -v s="$SUITE-security" '$2 == s && $3 == "main" {print $4; exit}'
 }
 
-slim() { # slim ROOT: without what only people at a console or a package manager need
-    rm -rf "$1"/{debootstrap,var/lib/apt/lists,var/cache/apt,var/cache/debconf,var/log/*,tmp/*,root/.cache} \
-        "$1"/usr/share/{doc,man,locale,info,lintian,bash-completion,bug,zoneinfo/right} "$1"/usr/lib/*-linux-gnu/gconv \
-        "$1"/etc/apt/sources.list "$1"/var/cache/ldconfig
-    rm -f "$1"/etc/{resolv.conf,hostname,hosts,.pwd.lock,passwd-,group-,shadow-,gshadow-} "$1"/var/lib/dpkg/*-old
-    find "$1/dev" -xdev -mindepth 1 -delete
-    find "$1" -xdev -name __pycache__ -prune -exec rm -rf {} +
+slim() { # slim ROOT: as the Dockerfile does, and without what only a container engine needs to lay over
+    inside "$1" sh -s system <"$HERE/slim.sh"
+    rm -f "$1"/etc/{resolv.conf,hostname,hosts,apt/sources.list}
+    find "$1/dev" "$1/tmp" -xdev -mindepth 1 -delete
 }
 
 inside() { # inside ROOT COMMAND...: in a mount namespace of its own, with this machine's resolver
@@ -82,7 +95,8 @@ inside() { # inside ROOT COMMAND...: in a mount namespace of its own, with this 
 }
 
 base() { # prints a tar of Debian without recommended packages, with the user that all images run as
-    local tar=$CACHE/base-$SUITE-3.tar tmp
+    local tar tmp
+    tar=$CACHE/base-$SUITE-$(key base slim).tar
     if [ ! -s "$tar" ]; then
         log "debootstrap $SUITE"
         tmp=$(mktemp -d "$CACHE/new.XXXXXX")
@@ -99,6 +113,10 @@ base() { # prints a tar of Debian without recommended packages, with the user th
     echo "$tar"
 }
 
+key() { # key FUNCTION...: names what they make, together with what is given on standard input
+    { declare -f "$@"; cat "$HERE/slim.sh" "$HERE/oci.py"; [ -t 0 ] || cat; } | sha256sum | cut -c1-12
+}
+
 pack() { # pack ROOT TAR [MEMBER]: the same files give the same bytes
     tar -C "$1" --numeric-owner --sort=name --format=posix --pax-option=delete=atime,delete=ctime -cf "$2.new" "${3:-.}"
     mv "$2.new" "$2"
@@ -106,18 +124,18 @@ pack() { # pack ROOT TAR [MEMBER]: the same files give the same bytes
 
 packages() { # packages NAME PACKAGE...: prints a tar of what these Debian packages add to the base
     local name=$1 tar tmp; shift
-    tar=$CACHE/$name-$(printf '%s\n' "$SUITE" 3 "$@" | sha256sum | cut -c1-12).tar
+    tar=$CACHE/$name-$SUITE-$(printf '%s\n' "$BASE" "$@" | key packages slim).tar
     if [ ! -s "$tar" ]; then
         log "installing $*"
         tmp=$(mktemp -d "$CACHE/new.XXXXXX"); mkdir "$tmp/root"
-        tar -C "$tmp/root" --numeric-owner -xpf "$(base)"
-        cp "$(base).sources" "$tmp/root/etc/apt/sources.list"
-        mkdir -p "$tmp/root/etc/postgresql-common" "$tmp/root"/var/{lib/apt/lists/partial,cache/apt/archives/partial}
+        tar -C "$tmp/root" --numeric-owner -xpf "$BASE"
+        cp "$BASE.sources" "$tmp/root/etc/apt/sources.list"
+        mkdir -p "$tmp/root/etc/postgresql-common"
         echo "create_main_cluster = false" >"$tmp/root/etc/postgresql-common/createcluster.conf"
         inside "$tmp/root" sh -c 'apt-get update -qq && apt-get install -qq -y --no-install-recommends "$@"' - "$@" >"$tar.log" 2>&1 ||
             { tail -n 5 "$tar.log" >&2; fail "apt-get failed; see $tar.log"; }
         slim "$tmp/root"
-        python3 "$HERE/oci.py" difference "$(base)" "$tmp/root" "$tar.new"
+        python3 "$HERE/oci.py" difference "$BASE" "$tmp/root" "$tar.new"
         mv "$tar.new" "$tar"
         rm -rf --one-file-system "$tmp"
     fi
@@ -126,17 +144,16 @@ packages() { # packages NAME PACKAGE...: prints a tar of what these Debian packa
 
 dependencies() { # prints a tar of the pinned packages in /opt/signalbox/lib
     local tar tmp tag tags=()
-    tar=$CACHE/lock-$({ cat "$HERE/requirements.lock"; declare -f dependencies compiled; } | sha256sum | cut -c1-12).tar
+    tar=$CACHE/lock-$PYTHON-$(key dependencies compiled <"$HERE/requirements.lock").tar
     if [ ! -s "$tar" ]; then
         log "installing requirements.lock"
         tmp=$(mktemp -d "$CACHE/new.XXXXXX")
-        for tag in 2_17 2_24 2_27 2_28 2_31 2_34 2_35 2_36; do tags+=(--platform "manylinux_${tag}_$(uname -m)"); done
+        for tag in 2_36 2_35 2_34 2_31 2_28 2_27 2_24 2_17; do tags+=(--platform "manylinux_${tag}_$(uname -m)"); done
         tool pip install --quiet --no-deps --require-hashes --only-binary :all: --no-compile --implementation cp \
-            --python-version "$PYTHON" --platform "manylinux2014_$(uname -m)" "${tags[@]}" \
+            --python-version "$PYTHON" "${tags[@]}" --platform "manylinux2014_$(uname -m)" \
             --target "$tmp/root/opt/signalbox/lib" -r "$HERE/requirements.lock" >&2
-        rm -rf "$tmp/root/opt/signalbox/lib/bin"
-        # Symbols for debuggers are an eighth of the image.
-        ! command -v strip >/dev/null || find "$tmp/root" -name '*.so*' -type f -exec strip --strip-unneeded {} + 2>/dev/null || true
+        command -v strip >/dev/null || needs binutils
+        sh "$HERE/slim.sh" packages "$tmp/root/opt/signalbox/lib"
         compiled "$tmp/root"
         pack "$tmp/root" "$tar" opt
         rm -rf --one-file-system "$tmp"
@@ -161,7 +178,7 @@ compiled() { # compiled ROOT: byte code beside the modules, because the root is 
         "$python" -m compileall -q --invalidation-mode unchecked-hash -s "$root" "$root/opt" >/dev/null
     else
         local tmp; tmp=$(mktemp -d "$CACHE/new.XXXXXX")
-        tar -C "$tmp" --numeric-owner -xpf "$(base)"; tar -C "$tmp" --numeric-owner -xpf "$PYTHON_LAYER"
+        tar -C "$tmp" --numeric-owner -xpf "$BASE"; tar -C "$tmp" --numeric-owner -xpf "$PYTHON_LAYER"
         cp -a "$root/opt" "$tmp/"
         inside "$tmp" env -u PYTHONDONTWRITEBYTECODE python3 -m compileall -q --invalidation-mode unchecked-hash /opt >/dev/null
         rm -rf "$root/opt"; mv "$tmp/opt" "$root/opt"; rm -rf --one-file-system "$tmp"

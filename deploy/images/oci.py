@@ -4,6 +4,7 @@
     oci.py difference BASE.tar FOLDER OUT.tar      what FOLDER has that BASE.tar lacks, as a layer
     oci.py archive REFERENCE OUT.tar --layer TAR... [--user U] [--env K=V]... [--stop-signal S] [--sbom VERSION]
                                                     [-- CMD...]
+    oci.py compare A.tar B.tar                     paths whose contents, kinds, modes or owners differ in two images
 
 The same layers give the same digests, so that a node unpacks what it knows only once. `--sbom` adds a last layer with
 /usr/share/signalbox/sbom.cdx.json: every Debian and Python package of the layers below it (CycloneDX 1.5).
@@ -20,11 +21,11 @@ import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 OCI = "application/vnd.oci.image."
-WHITEOUT = ".wh."
+WHITEOUT, OPAQUE = ".wh.", ".wh..wh..opq"
 SBOM = "usr/share/signalbox/sbom.cdx.json"
 
 
@@ -107,6 +108,49 @@ def archive(options: argparse.Namespace, command: list[str]) -> None:
     os.replace(options.out + ".new", options.out)
 
 
+def compare(first: str, second: str) -> list[str]:
+    """Return a line for each path that is not the same in both images' file systems; times are left out."""
+    one, other = contents(first), contents(second)
+    return [
+        f"{'only in the first' if p not in other else 'only in the second' if p not in one else 'differs'}: /{p}"
+        for p in sorted(one.keys() | other.keys()) if one.get(p) != other.get(p)
+    ]
+
+
+def contents(image: str) -> dict[str, tuple[Any, ...]]:
+    """Return an image's file system as it is in the end, by path: kind, mode, owner, group, hash or target."""
+    found: dict[str, tuple[Any, ...]] = {}
+    with tarfile.open(image) as archive:
+        def blob(digest: str) -> IO[bytes]:
+            file = archive.extractfile(f"blobs/{digest.replace(':', '/')}")
+            assert file is not None
+            return file
+
+        index = archive.extractfile("index.json")
+        assert index is not None
+        manifest = json.load(blob(json.load(index)["manifests"][0]["digest"]))
+        for layer in manifest["layers"]:
+            with tarfile.open(fileobj=blob(layer["digest"])) as t:
+                _lay_over(found, t)
+    return found
+
+
+def _lay_over(found: dict[str, tuple[Any, ...]], layer: tarfile.TarFile) -> None:
+    for m in layer:
+        name = os.path.normpath(m.name)
+        folder, base = os.path.split(name)
+        if base.startswith(WHITEOUT):
+            gone = folder if base == OPAQUE else os.path.join(folder, base.removeprefix(WHITEOUT))
+            for path in [p for p in found if p.startswith(gone + "/") or (p == gone and base != OPAQUE)]:
+                del found[path]
+        elif m.islnk():
+            found[name] = found[os.path.normpath(m.linkname)]
+        elif name != ".":
+            file = layer.extractfile(m) if m.isfile() else None
+            what = hashlib.sha256(file.read()).hexdigest() if file else m.linkname
+            found[name] = (m.type if not m.isfile() else b"0", m.mode & 0o7777, m.uid, m.gid, what)
+
+
 def sbom(layers: list[str], version: str) -> dict[str, Any]:
     """Return the bill of materials of these layers, later ones over earlier ones."""
     status, python = b"", set()
@@ -173,6 +217,9 @@ def main() -> None:
     arguments = sys.argv[1:]
     if arguments[:1] == ["difference"] and len(arguments) == 4:
         difference(*arguments[1:])
+        return
+    if arguments[:1] == ["compare"] and len(arguments) == 3:
+        print("\n".join(compare(*arguments[1:])))
         return
     end = arguments.index("--") if "--" in arguments else len(arguments)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
