@@ -1,4 +1,4 @@
-"""What a whole relay does when too much comes at once: bodies, unknown keys, connections without a key.
+"""What a whole relay does when too much comes at once: bodies, readers that stall, unknown keys, strangers.
 
 Each crowd is told apart from the people beside it: they are served, within stated times; what the crowd holds is
 bounded, in stated bytes; and when it is gone nothing of it is left.
@@ -180,6 +180,59 @@ async def test_bodies_that_trickle_make_room_for_others(hall: Hall, crowd: Crowd
     print(f"\nroom for others after {time.monotonic() - began_s:.1f} s and {refused} refusals")
 
 
+# ---------------------------------------------------------------------------------------------- readers that stall
+
+
+READERS = int(os.environ.get("E2E_READERS", "2000"))
+# Several times what all buffers on the way hold.
+LONG = {"times": 100, "bytes": 16 << 10}
+# Of a stream in the gateway, beside what waits for its caller (twice, see gateway/api/unread.py): connections, parser,
+# attempt; most of them at once, as fast as they came.
+STREAM = 32 * 1024
+
+
+async def test_readers_that_stall_hold_their_provider_back_and_nobody_else(hall: Hall, crowd: Crowd) -> None:
+    hall.sim.script(standing={"flood": LONG}, match={"body": "a long answer"})
+    ask = post(CROWD_KEY, message_of(300, "a long answer", stream=True), close=False)
+    before, rows_before = hall.memory(), _outcomes(hall)
+    beside: list[float] = []
+    async with Watch(hall.memory, 0.5) as memory:
+        for n in range(100, READERS + 1, 100):
+            await asyncio.gather(*(crowd.hold(ask, small=True) for _ in range(100)))
+            await _until(lambda n=n: _arrived(hall) >= n + len(beside), within_s=90)
+            if n % 500 == 0:
+                beside.append(await asyncio.to_thread(hall.healthy_s))
+        unread = hall.instance.metric("signalbox_gateway_unread_bytes")
+    cut_off = hall.instance.metric("signalbox_gateway_stalled_closed_total")
+    assert max(beside) < beside_s(), beside
+    assert BUFFERED / 8 < unread <= BUFFERED / 4
+    assert 0 < cut_off < READERS
+    grown = max(memory.seen) - before
+    assert grown < 2 * BUFFERED / 4 + READERS * STREAM, f"{grown / MIB:.0f} MiB"
+    await crowd.close()
+    await _until(lambda: not hall.instance.metric("signalbox_in_flight"), within_s=60)
+    sent = [row["delta_bytes"] for row in hall.sim.wait_quiet(30) if row["stream"]]
+    assert len(sent) == READERS
+    most = LONG["times"] * LONG["bytes"]
+    assert max(sent) < most / 2, "the provider went on although nobody read"
+    await _until(lambda: sum((_outcomes(hall) - rows_before).values()) >= READERS + len(beside), within_s=60)
+    assert _outcomes(hall) - rows_before == Counter(client_gone=READERS, ok=len(beside))
+    print(f"\n{READERS} readers, {cut_off:.0f} of them cut off: at most {grown / MIB:.0f} MiB, "
+          f"{sum(sent) / READERS / 1024:.0f} of {most / 1024:.0f} KiB sent; others within {max(beside):.2f} s")
+
+
+def _arrived(hall: Hall) -> int:
+    """Return how many requests the provider has had."""
+    summary = hall.sim.summary()
+    return int(summary["requests"] + summary["in_flight"])
+
+
+def _outcomes(hall: Hall) -> Counter[str]:
+    """Count the ledger's attempts by how they ended."""
+    with _ledger(hall) as database:
+        return Counter(dict(database.execute("SELECT outcome, count(*) FROM attempts WHERE attempt > 0 GROUP BY outcome")))
+
+
 # ---------------------------------------------------------------------------------------------- no valid key
 
 
@@ -224,9 +277,16 @@ async def test_a_flood_of_unknown_keys_leaves_nothing_behind(hall: Hall, crowd: 
 
 def _denials(hall: Hall) -> int:
     """Count the ledger's rows without an attempt."""
-    [ledger] = (hall.instance.data / "ledger").glob("*.db")
-    with contextlib.closing(sqlite3.connect(f"file:{ledger}?mode=ro", uri=True)) as database:
+    with _ledger(hall) as database:
         return int(database.execute("SELECT count(*) FROM attempts WHERE attempt = 0").fetchone()[0])
+
+
+@contextlib.contextmanager
+def _ledger(hall: Hall) -> Iterator[sqlite3.Connection]:
+    """Open the ledger to be read."""
+    [file] = (hall.instance.data / "ledger").glob("*.db")
+    with contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as database:
+        yield database
 
 
 CROWDED = 2000

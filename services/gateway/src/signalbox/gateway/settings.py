@@ -80,8 +80,9 @@ class GatewaySettings(RoomSettings):
     max_buffered_bytes: int = Field(
         512 * MIB, ge=MIB,
         description="Request bodies and withheld answers that this process keeps in memory; beyond it new requests "
-        "get `overloaded`, and bodies that come at less than 16 KiB a second make room. Set it below the memory limit "
-        "of the process, with room for the process itself and two of the largest bodies.",
+        "get `overloaded`, and bodies that come at less than 16 KiB a second make room. A quarter as much may wait "
+        "for callers who are slow to read; beyond it who has been behind for longest is cut off. Set it to half of the "
+        "memory limit of the process at most.",
     )
     max_strangers: int = Field(
         1000, ge=1,

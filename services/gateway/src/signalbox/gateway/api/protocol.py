@@ -18,6 +18,7 @@ from signalbox.gateway.api.exchange import Exchange, Header
 from signalbox.gateway.api.routes import relayed_target
 from signalbox.gateway.api.running import Running
 from signalbox.gateway.api.strangers import Strangers
+from signalbox.gateway.api.unread import Unread
 from signalbox.gateway.domain.buffers import Buffers
 from signalbox.gateway.domain.caller import Caller, plain_address
 from signalbox.gateway.domain.repeated import RepeatedHead
@@ -59,6 +60,7 @@ class RelayProtocol(HttpToolsProtocol):
     settings: GatewaySettings
     buffers: Buffers
     strangers: Strangers
+    unread: Unread
     write: Callable[[bytes], None]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -89,7 +91,7 @@ class RelayProtocol(HttpToolsProtocol):
         """Return the class with what its connections share."""
         return type("BoundRelayProtocol", (cls,), {
             "relay": relay, "settings": settings, "buffers": buffers,
-            "strangers": Strangers(settings.max_strangers),
+            "strangers": Strangers(settings.max_strangers), "unread": Unread(settings.max_buffered_bytes // 4),
         })
 
     # ---------------------------------------------------------------- asyncio
@@ -172,6 +174,7 @@ class RelayProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._idle_timer.cancel()
         self.strangers.leave(self)
+        self.unread.caught_up(self)
         if self._read_timer is not None:
             self._read_timer.cancel()
         for exchange in self._exchanges():
@@ -184,11 +187,13 @@ class RelayProtocol(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
+        self.unread.fell_behind(self, self.transport.get_write_buffer_size())
         if self._active is not None and self._active.on_full is not None:
             self._active.on_full()
 
     def resume_writing(self) -> None:
         super().resume_writing()
+        self.unread.caught_up(self)
         if self._active is not None and self._active.on_drained is not None:
             self._active.on_drained()
 
@@ -199,6 +204,10 @@ class RelayProtocol(HttpToolsProtocol):
             exchange.keep_alive = False
         if not owed:
             super().shutdown()
+
+    def cut_off(self) -> None:
+        """Close at once, whatever is owed."""
+        self.transport.abort()
 
     def make_room(self) -> None:
         """Close, after the answer that somebody is working on if there is one."""

@@ -12,6 +12,8 @@ from signalbox.gateway.api.protocol import RelayProtocol
 from signalbox.gateway.settings import GatewaySettings
 
 _BACKLOG = 2048
+# Bytes for a caller that the kernel takes beyond what is on its way; a reader that stalls would have it hold megabytes.
+_UNSENT_IN_KERNEL = 128 << 10
 
 
 class PublicServer:
@@ -38,6 +40,8 @@ class PublicServer:
     def bind(self) -> None:
         """Take the address without serving yet. Raises StartupError where it is unusable."""
         self._socket = _listening_socket(self._listen)
+        # Its connections inherit this.
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_IN_KERNEL)
 
     async def start(self) -> None:
         """Serve on the bound address."""
