@@ -31,7 +31,7 @@ run: setup ## serve: MANIFESTS=DIR [DATA=data] [PORT=8080]; without documents, t
 
 .PHONY: test
 test: setup-tests check tools ## install everything and run every test
-	@$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -q -m "not k8s and not scale"
+	@scripts/tests.sh -m "not k8s and not scale"
 	@$(MAKE) -s test-k8s
 
 .PHONY: tools
@@ -41,7 +41,7 @@ tools: setup ## build helm and kubeconform, which the chart's tests need, where 
 .PHONY: test-k8s
 test-k8s: setup tools ## the operator's tests against a Kubernetes control plane, built once if need be; no containers, no root
 	@$(BIN)/python scripts/k8s/assets.py >/dev/null || test $$? = 3
-	@exec $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -q -rs -m "k8s and not scale" tests/k8s
+	@exec scripts/tests.sh -rs -m "k8s and not scale" tests/k8s
 
 .PHONY: test-scale
 test-scale: setup ## the operator with a thousand accounts and ten thousand keys: seconds and megabytes
