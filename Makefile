@@ -33,6 +33,7 @@ run: setup ## serve: MANIFESTS=DIR [DATA=data] [PORT=8080]; without documents, t
 test: setup-tests check tools ## install everything and run every test
 	@scripts/tests.sh -m "not k8s and not scale"
 	@$(MAKE) -s test-k8s
+	@echo "test: not among these is \`make test-cluster\`, which installs a release on a Kubernetes node (root; 20 minutes)"
 
 .PHONY: tools
 tools: setup ## build helm and kubeconform, which the chart's tests need, where they are missing; once

@@ -101,11 +101,17 @@ def pod_spec(image: str, command: list[str], **container: object) -> Object:
     }
 
 
+ASKS = {"requests": {"cpu": "50m", "memory": "64Mi"}}
+"""Of pods that stand for the world outside: without it they would starve beside the release on a node that is too small."""
+
+
 def _provider() -> list[Object]:
     labels = {"app": "provider"}
     run = "echo '{\"open\": true}' >/tmp/config && exec signalbox-simulator --host 0.0.0.0 --port 8000 --config /tmp/config"
     serve = ["sh", "-c", run]
-    spec = pod_spec("signalbox-simulator", serve, readinessProbe={"tcpSocket": {"port": 8000}, "periodSeconds": 1})
+    spec = pod_spec(
+        "signalbox-simulator", serve, readinessProbe={"tcpSocket": {"port": 8000}, "periodSeconds": 1}, resources=ASKS,
+    )
     return [
         {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "provider"},
          "spec": {"selector": {"matchLabels": labels}, "template": {"metadata": {"labels": labels}, "spec": spec}}},
@@ -126,6 +132,9 @@ def _documents() -> list[Object]:
         {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "provider-key"}, "stringData": {"api-key": PROVIDER_KEY}},
         {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "ada"}, "stringData": {"relay-key": KEY}},
         *accounts,
+        {"apiVersion": ours, "kind": "AccountPool", "metadata": {"name": "default"},
+         "spec": {"members": {"accounts": ["left", "right"]},
+                  "timeouts": {"connect": "60s", "firstContent": "120s", "idle": "120s"}}},
         {"apiVersion": ours, "kind": "RelayKey", "metadata": {"name": "ada"},
          "spec": {"owner": "ada@example.com", "secretRef": {"name": "ada", "key": "relay-key"}}},
     ]

@@ -61,7 +61,7 @@ def test_images_are_small_and_no_ones_root() -> None:
         size = sum(size for size, _ in image.files().values())
         print(f"{path.stem}: {size / 1e6:.0f} MB unpacked")
         assert image.config["config"]["User"] == "10001:10001"
-        assert size <= MOST_BYTES or path.stem == "signalbox-postgresql"
+        assert size <= MOST_BYTES
 
 
 def test_the_bill_of_materials_names_every_pinned_package() -> None:

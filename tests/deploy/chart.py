@@ -63,11 +63,12 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def template(*values: str, release: str = "signalbox", namespace: str = "relay", apis: tuple[str, ...] = ()) -> list[Object]:
-    """The objects that these `--set` values render to, hooks included."""
+    """The objects that these `--set` values render to, hooks included, lists taken apart."""
     sets = [part for value in values for part in ("--set-json" if "=[" in value or "={" in value else "--set", value)]
     ran = run("template", release, str(CHART), "--namespace", namespace, *sets, *(f"--api-versions={a}" for a in apis))
     assert ran.returncode == 0, ran.stderr
-    return [o for o in yaml.load_all(ran.stdout, Loader=LOADER) if o]
+    found = [o for o in yaml.load_all(ran.stdout, Loader=LOADER) if o]
+    return [item for o in found for item in (o["items"] if o["kind"] == "List" else [o])]
 
 
 def refusal(*values: str, release: str = "signalbox") -> str:

@@ -8,7 +8,20 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.deploy.chart import CHART, ROOMS, ROOT, Object, conformity, one, pods, refusal, run, template, variables
+from tests.deploy.chart import (
+    CHART,
+    LOADER,
+    ROOMS,
+    ROOT,
+    Object,
+    conformity,
+    one,
+    pods,
+    refusal,
+    run,
+    template,
+    variables,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -103,18 +116,31 @@ def test_two_releases_in_one_namespace_share_no_name_and_no_pod() -> None:
 
 def test_every_pod_is_restricted_and_only_two_rooms_have_an_api_token() -> None:
     found = pods(template(*EVERYTHING))
-    assert len(found) == 11
+    assert len(found) == 10
     for name, pod in found.items():
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-        [container] = pod["containers"]
-        assert container["securityContext"] == {
-            "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
-        }, name
-        assert "limits" in container["resources"], name
+        for container in (*pod.get("initContainers", ()), *pod["containers"]):
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
+            }, name
+            assert "limits" in container["resources"], name
         assert not [v for v in pod.get("volumes", ()) if "hostPath" in v]
         token = name in ("signalbox-operator", "signalbox-token-refresher") or "-certificates" in name
         assert pod["automountServiceAccountToken"] is token, name
+
+
+def test_a_pod_with_a_log_stands_behind_every_test_hook() -> None:
+    """`helm test --logs` asks for the log of a pod of each hook's name, and names no container."""
+    ran = run("template", "signalbox", str(CHART), "--namespace", "relay")
+    whole = [o for o in yaml.load_all(ran.stdout, Loader=LOADER) if o]
+    hooks = [o for o in whole if o["metadata"].get("annotations", {}).get("helm.sh/hook") == "test"]
+    assert {o["metadata"]["name"] for o in hooks} == {"signalbox-test"}
+    [pod] = [o for o in hooks if o["kind"] == "Pod"]
+    assert len(pod["spec"]["containers"]) == 1
+    assert pod["metadata"]["annotations"]["helm.sh/hook-delete-policy"] == "before-hook-creation", "its log is still to be read"
+    [rest] = [o for o in hooks if o["kind"] != "Pod"]
+    assert all(o["metadata"]["annotations"]["helm.sh/hook"] == "test" for o in rest["items"]), "for who takes lists apart"
 
 
 def test_any_room_answers_the_command_line() -> None:
