@@ -14,7 +14,8 @@ from signalbox.cli.commands.authorize import _read, authorize
 from signalbox.cli.errors import CommandFailed
 from signalbox.core.errors import Refused
 from signalbox.core.settings import RoomSettings
-from signalbox.rooms.client import Addresses, Rooms
+from signalbox.rooms.addresses import Addresses
+from signalbox.rooms.client import Rooms
 from signalbox.v1 import token_refresher_pb2 as pb
 from tests.support.refresher import SECRET, Process, process
 from tests.support.sim import Simulator

@@ -7,20 +7,14 @@ import pytest
 import yaml
 
 from signalbox.core.keys import hash_key
-from signalbox.resources import (
-    CompiledKey,
-    CompiledPool,
-    Desired,
-    DesiredObject,
-    Identity,
-    State,
-    diff,
-    load_text,
-    plan,
-)
 from signalbox.resources import conditions as c
+from signalbox.resources.actions import diff
 from signalbox.resources.amending import paused
-from signalbox.resources.compiled import CompiledAccount
+from signalbox.resources.compiled import CompiledAccount, CompiledKey, CompiledPool
+from signalbox.resources.loading import load_text
+from signalbox.resources.reading import Identity
+from signalbox.resources.reconcile import plan
+from signalbox.resources.state import Desired, DesiredObject, State
 
 NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
 TEXT = "ada-has-had-this-key-for-long"

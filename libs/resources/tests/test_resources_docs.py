@@ -3,8 +3,9 @@
 import re
 from pathlib import Path
 
-from signalbox.resources import conditions, load_text
+from signalbox.resources import conditions
 from signalbox.resources.docs import render
+from signalbox.resources.loading import load_text
 
 PAGE = Path(__file__).parents[3] / "docs" / "documents.md"
 

@@ -9,18 +9,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from signalbox.resources import (
-    DocumentNotFound,
-    EditRefused,
-    Identity,
-    edit_file,
-    edit_spec,
-    find_document,
-    load_text,
-    render,
-    rotation_changes,
-    state_changes,
-)
+from signalbox.resources.documents import edit_file, find_document, render, rotation_changes, state_changes
+from signalbox.resources.editing import edit_spec
+from signalbox.resources.errors import DocumentNotFound, EditRefused
+from signalbox.resources.loading import load_text
+from signalbox.resources.reading import Identity
 
 KEY = Identity("RelayKey", "default", "ada")
 OLD, NEW = "sha256:" + "0" * 64, "sha256:" + "1" * 64

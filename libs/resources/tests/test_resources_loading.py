@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from signalbox.resources import FileCache, Identity, UnreadableDirectory, load_directory, load_text, read_document
+from signalbox.resources.errors import UnreadableDirectory
+from signalbox.resources.loading import FileCache, load_directory, load_text
 from signalbox.resources.models import AccountPool, ClaudeAccount, Secret
+from signalbox.resources.reading import Identity, read_document
 
 EXAMPLES = Path(__file__).parents[3] / "deploy" / "examples"
 ENV = {"ANTHROPIC_API_KEY": "sk-ant-not-a-real-key", "ADA_RELAY_KEY": "a-key-that-ada-has-already"}

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from signalbox.resources import Document, crd_schema, read_document
 from signalbox.resources.models import ClaudeAccount, RelayKey
+from signalbox.resources.reading import Document, read_document
+from signalbox.resources.schema import crd_schema
 from signalbox.resources.testing import BAD, GOOD, HASH, REF, Bad
 from signalbox.resources.values import format_duration, parse_duration, parse_money, parse_network, parse_time
 

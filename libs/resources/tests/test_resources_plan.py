@@ -13,25 +13,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from signalbox.core.keys import hash_key, new_key
-from signalbox.resources import (
-    CompiledAccount,
-    CompiledKey,
-    CompiledPool,
+from signalbox.resources import conditions as c
+from signalbox.resources.actions import diff
+from signalbox.resources.compiled import CompiledAccount, CompiledKey, CompiledPool
+from signalbox.resources.loading import LoadResult, load_directory, load_text
+from signalbox.resources.reconcile import plan
+from signalbox.resources.state import (
     DeleteGrant,
     DeleteObject,
     Desired,
     DesiredObject,
-    LoadResult,
     Policy,
     PutGrant,
     PutObject,
     State,
-    diff,
-    load_directory,
-    load_text,
-    plan,
 )
-from signalbox.resources import conditions as c
 
 NOW = datetime(2026, 11, 21, 4, 0, tzinfo=UTC)
 FILE = "f.yaml"

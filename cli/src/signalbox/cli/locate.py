@@ -9,28 +9,39 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from signalbox.cli.errors import BadUsage, NotRunning
 from signalbox.cli.supervisor.layout import Layout, default_data
-from signalbox.core.settings import RoomSettings, load
-from signalbox.rooms.client import Addresses, Rooms
+from signalbox.rooms.addresses import Addresses
+
+if TYPE_CHECKING:
+    from signalbox.rooms.client import Rooms
 
 ADDR_VARIABLE = "SIGNALBOX_ADDR"
 
 
 @dataclass(frozen=True)
 class Target:
-    """A running instance. `control` is the supervisor's socket and `manifests` its documents, both local only."""
+    """A running instance.
+
+    Local only: `shared_secret` is a file, `control` the supervisor's socket, `manifests` the documents.
+    """
 
     addresses: Addresses
-    settings: RoomSettings
     where: str
+    shared_secret: Path | None = None
     control: Path | None = None
     manifests: Path | None = None
 
-    def rooms(self) -> Rooms:
-        """Return the instance's rooms, to be used with `async with`."""
-        return Rooms(self.addresses, self.settings)
+    def rooms(self) -> "Rooms":
+        """Return the instance's rooms, to be used with `async with`. Raises StartupError where a setting is wrong."""
+        # Half a second of imports that `status` does without.
+        from signalbox.core.settings import RoomSettings, load  # noqa: PLC0415
+        from signalbox.rooms.client import Rooms  # noqa: PLC0415
+
+        own = {} if self.shared_secret is None else {"shared_secret_file": self.shared_secret}
+        return Rooms(self.addresses, load(RoomSettings, **own))
 
 
 def locate(data: Path | None, environ: Mapping[str, str] = os.environ) -> Target:
@@ -60,8 +71,8 @@ def _local(data: Path) -> Target:
         )
     return Target(
         addresses=Addresses(tuple(description["scheduler"]), description["token_refresher"], description["usage"]),
-        settings=load(RoomSettings, shared_secret_file=layout.shared_secret),
         where=str(layout.data),
+        shared_secret=layout.shared_secret,
         control=control,
         manifests=Path(description["manifests"]),
     )
@@ -73,7 +84,7 @@ def _from_environment(environ: Mapping[str, str]) -> Target:
     if missing:
         raise BadUsage(f"{ADDR_VARIABLE}=env: needs {', '.join(missing)}")
     schedulers, refresher, usage = (environ[name] for name in names)
-    return Target(Addresses(tuple(schedulers.split(",")), refresher, usage), load(RoomSettings), "the rooms' addresses")
+    return Target(Addresses(tuple(schedulers.split(",")), refresher, usage), "the rooms' addresses")
 
 
 def _answers(control: Path) -> bool:

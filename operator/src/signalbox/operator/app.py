@@ -23,8 +23,9 @@ from signalbox.operator.domain.succession import RENEW_EVERY_S, Silence, Superse
 from signalbox.operator.metrics import Metrics
 from signalbox.operator.settings import EVERYWHERE, OperatorSettings
 from signalbox.resources.state import Policy
+from signalbox.rooms.addresses import Addresses
 from signalbox.rooms.carryout import Carrier
-from signalbox.rooms.client import Addresses, Rooms
+from signalbox.rooms.client import Rooms
 
 log = logs.logger(__name__)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from signalbox.cli.supervisor import unixhttp
 from signalbox.cli.supervisor.layout import Layout
 from signalbox.cli.supervisor.process import Probe, Spec
-from signalbox.rooms.client import Addresses
+from signalbox.rooms.addresses import Addresses
 
 REDIS_URL = "SIGNALBOX_REDIS_URL"
 DATABASE_URL = "SIGNALBOX_DATABASE_URL"
@@ -155,6 +155,8 @@ def _prefix(room: str) -> str:
 
 def _probe(name: str, telemetry: Path) -> Probe:
     async def probe() -> dict[str, str]:
+        if not telemetry.exists():    # while it imports it is asked often, and a look costs next to nothing
+            raise FileNotFoundError(telemetry)
         status, body = await unixhttp.get(telemetry, "/readyz")
         if status == 200:
             return {}

@@ -37,7 +37,8 @@ def _shared(name: str, default: Any, description: str) -> Any:
 class RoomSettings(BaseSettings):
     """What every room reads. Times in seconds, sizes in bytes."""
 
-    model_config = SettingsConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+    # Built when first used: of this class and the rooms' own, a process uses one.
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", populate_by_name=True, defer_build=True)
 
     shared_secret: SecretStr = _shared(
         "SHARED_SECRET", SecretStr(""),

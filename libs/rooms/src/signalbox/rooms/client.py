@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -17,6 +16,7 @@ import grpc.aio
 from signalbox.core import rpc
 from signalbox.core.errors import Refused, Unavailable
 from signalbox.core.settings import RoomSettings
+from signalbox.rooms.addresses import Addresses
 from signalbox.v1 import scheduler_pb2, token_refresher_pb2, usage_pb2
 from signalbox.v1.scheduler_pb2_grpc import SchedulerStub
 from signalbox.v1.token_refresher_pb2_grpc import TokenRefresherStub
@@ -30,16 +30,6 @@ _PAUSE_S = 0.1
 _AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 Answer = TypeVar("Answer")
-
-
-@dataclass(frozen=True)
-class Addresses:
-    """Where the rooms are: `unix:/path` or `host:port`."""
-
-    scheduler: tuple[str, ...]
-    token_refresher: str
-    usage: str = ""
-    """Empty for callers that ask nothing of the ledger."""
 
 
 class Rooms:

@@ -18,10 +18,10 @@ from signalbox.gateway.adapters.model_lists import ModelLists
 from signalbox.gateway.adapters.scheduler_session import SchedulerSession
 from signalbox.gateway.adapters.upstream_pool import UpstreamPool, system_tls
 from signalbox.gateway.adapters.usage_reports import UsageReports
-from signalbox.gateway.api.http import CallerRoutes
 from signalbox.gateway.api.keycheck import KeyCheck
 from signalbox.gateway.api.protocol import RelayProtocol
 from signalbox.gateway.api.relay import RequestRelay
+from signalbox.gateway.api.seldom import Application, OnDemand
 from signalbox.gateway.api.sender import Sender
 from signalbox.gateway.api.server import PublicServer
 from signalbox.gateway.domain.buffers import Buffers
@@ -102,11 +102,16 @@ class Gateway:
             clock=clock, scheduler=self.session, credentials=self.credentials, journal=journal, keys=keys,
             sender=self.sender, metrics=metrics, secret=config.secret, traces=_traces(self.tracing),
         )
-        routes = CallerRoutes(
-            clock=clock, keys=keys, journal=journal, models=self.models, reports=UsageReports(usage),
-            readiness=self.readiness,
-        )
-        self.public = PublicServer(config, routes.application(), RelayProtocol.bind(relay, config, buffers))
+        reports = UsageReports(usage)
+
+        def routes() -> Application:
+            from signalbox.gateway.api.http import CallerRoutes  # noqa: PLC0415
+
+            return CallerRoutes(
+                clock=clock, keys=keys, journal=journal, models=self.models, reports=reports, readiness=self.readiness,
+            ).application()
+
+        self.public = PublicServer(config, OnDemand(routes), RelayProtocol.bind(relay, config, buffers))
         self._watching: asyncio.Task[None] | None = None
 
     async def start(self) -> None:

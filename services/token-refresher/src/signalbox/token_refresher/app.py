@@ -8,12 +8,12 @@ from signalbox.core.errors import StartupError
 from signalbox.core.telemetry import Readiness, TelemetryServer
 from signalbox.token_refresher.adapters.file_store import FileStore
 from signalbox.token_refresher.adapters.identity import IdentityFiles
-from signalbox.token_refresher.adapters.token_endpoint import TokenEndpoint
 from signalbox.token_refresher.api.authorizations import Authorizations
 from signalbox.token_refresher.api.keeper import Keeper
 from signalbox.token_refresher.api.renewals import Renewals
 from signalbox.token_refresher.api.service import TokenRefresherService
-from signalbox.token_refresher.domain.ports import GrantStore, StoreUnavailable
+from signalbox.token_refresher.domain.oauth import Answer, TokenRequest
+from signalbox.token_refresher.domain.ports import Endpoints, GrantStore, StoreUnavailable
 from signalbox.token_refresher.domain.schedule import Ahead
 from signalbox.token_refresher.metrics import Metrics
 from signalbox.token_refresher.settings import TokenRefresherSettings
@@ -31,7 +31,7 @@ class Room:
 
     def __init__(self, settings: TokenRefresherSettings, store: GrantStore, clock: Clock, metrics: Metrics) -> None:
         self._store = store
-        endpoint = TokenEndpoint(clock, settings.request_limit_s)
+        endpoint = _Endpoints(clock, settings.request_limit_s)
         ahead = Ahead(int(settings.refresh_ahead_s * 1000))
         self.keeper = Keeper(store, clock, metrics)
         self.renewals = Renewals(
@@ -59,6 +59,26 @@ class Room:
         if self._following is not None:
             self._following.cancel()
             await asyncio.gather(self._following, return_exceptions=True)
+
+
+class _Endpoints:
+    """Calls to token endpoints by what is imported with the first of them.
+
+    An HTTP client and the machine's authorities are a quarter of a start, and API keys need neither.
+    """
+
+    def __init__(self, clock: Clock, limit_s: float) -> None:
+        self._clock = clock
+        self._limit_s = limit_s
+        self._caller: Endpoints | None = None
+
+    async def ask(self, request: TokenRequest) -> Answer:
+        """Return what came of it."""
+        if self._caller is None:
+            from signalbox.token_refresher.adapters.token_endpoint import TokenEndpoint  # noqa: PLC0415
+
+            self._caller = TokenEndpoint(self._clock, self._limit_s)
+        return await self._caller.ask(request)
 
 
 def _store(settings: TokenRefresherSettings) -> GrantStore:

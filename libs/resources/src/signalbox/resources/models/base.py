@@ -24,8 +24,10 @@ def document_name(attribute: str) -> str:
 class Model(BaseModel):
     """Base of every object in a document: unknown fields, nulls and lax types are refused, values are frozen."""
 
+    # Validators are built when a model is first used: each room uses a few, and building takes longer than importing.
     model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, alias_generator=document_name, hide_input_in_errors=True
+        extra="forbid", frozen=True, strict=True, alias_generator=document_name, hide_input_in_errors=True,
+        defer_build=True,
     )
     rules: ClassVar[tuple[Rule, ...]] = ()
     transitions: ClassVar[tuple[Transition, ...]] = ()

@@ -1,7 +1,6 @@
 """Every route that is not relayed: models, a key's own limits and usage, health. All else is `route_unknown`."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 import msgspec
@@ -19,6 +18,7 @@ from signalbox.gateway.api import views
 from signalbox.gateway.api.answers import JSON, render
 from signalbox.gateway.api.keycheck import KeyCheck
 from signalbox.gateway.api.routes import plain_path
+from signalbox.gateway.api.seldom import Application, Message, Receive, Scope, Send
 from signalbox.gateway.domain import records
 from signalbox.gateway.domain.caller import Caller, plain_address
 from signalbox.gateway.domain.key_limits import ratelimit_headers
@@ -35,16 +35,11 @@ READABLE = frozenset(("key_paused",))    # a paused key may still be looked at
 GROUPS = ("", "day", "model")
 UNGUARDED = ("/", "/health", "/healthz")
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-
 
 class PlainPaths:
     """Takes prefixes and doubled slashes off before the application routes, and names every request."""
 
-    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
+    def __init__(self, app: Application) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

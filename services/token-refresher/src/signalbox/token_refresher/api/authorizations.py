@@ -5,17 +5,17 @@ import binascii
 
 from signalbox.core.clock import Clock
 from signalbox.token_refresher.adapters.sealing import Keyring, Unopened
-from signalbox.token_refresher.adapters.token_endpoint import TokenEndpoint
 from signalbox.token_refresher.api.keeper import Keeper
 from signalbox.token_refresher.domain import authorization, oauth
 from signalbox.token_refresher.domain.authorization import AuthorizationRefused
 from signalbox.token_refresher.domain.grants import OAUTH, Seed
+from signalbox.token_refresher.domain.ports import Endpoints
 
 
 class Authorizations:
     """Begins and completes authorisations; keeps nothing in between."""
 
-    def __init__(self, keeper: Keeper, endpoint: TokenEndpoint, keyring: Keyring, clock: Clock) -> None:
+    def __init__(self, keeper: Keeper, endpoint: Endpoints, keyring: Keyring, clock: Clock) -> None:
         self._keeper = keeper
         self._endpoint = endpoint
         self._keyring = keyring

@@ -10,9 +10,16 @@ from collections.abc import Callable
 from signalbox.core import logs
 from signalbox.core.clock import Clock
 from signalbox.token_refresher.adapters.identity import IdentityFiles
-from signalbox.token_refresher.adapters.token_endpoint import TokenEndpoint
 from signalbox.token_refresher.domain.oauth import Answer
-from signalbox.token_refresher.domain.ports import Conflict, Found, GrantStore, LeaseBusy, Stored, StoreUnavailable
+from signalbox.token_refresher.domain.ports import (
+    Conflict,
+    Endpoints,
+    Found,
+    GrantStore,
+    LeaseBusy,
+    Stored,
+    StoreUnavailable,
+)
 from signalbox.token_refresher.domain.renewal import (
     Demand,
     Exchange,
@@ -43,7 +50,7 @@ class Renewals:
     """Renews the grants that `arm` names when they are due, and any grant on demand."""
 
     def __init__(
-        self, *, store: GrantStore, endpoint: TokenEndpoint, identities: IdentityFiles, clock: Clock, metrics: Metrics,
+        self, *, store: GrantStore, endpoint: Endpoints, identities: IdentityFiles, clock: Clock, metrics: Metrics,
         ahead: Ahead, lease_patience_s: float, learned: Callable[[str, Found], None],
     ) -> None:
         """`learned` is told what the store holds of an account, whenever that is read or written here."""

@@ -1,14 +1,13 @@
 """The contract's TokenRefresher service: translates between messages and the keeper. Decisions are in domain/."""
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
 
 from signalbox.core import logs
 from signalbox.core.errors import Unavailable
-from signalbox.token_refresher.adapters.prober import Verdict, probe
 from signalbox.token_refresher.api.authorizations import Authorizations
 from signalbox.token_refresher.api.keeper import Keeper
 from signalbox.token_refresher.domain.authorization import AuthorizationRefused
@@ -17,6 +16,9 @@ from signalbox.token_refresher.domain.grants import Grant, GrantRejected, Reason
 from signalbox.token_refresher.domain.schedule import Ahead, due_at_ms
 from signalbox.v1 import token_refresher_pb2 as pb
 from signalbox.v1.token_refresher_pb2_grpc import TokenRefresherServicer
+
+if TYPE_CHECKING:
+    from signalbox.token_refresher.adapters.prober import Verdict
 
 log = logs.logger(__name__)
 
@@ -127,8 +129,11 @@ class TokenRefresherService(TokenRefresherServicer):
             duration_ms=verdict.duration_ms, input_tokens=verdict.input_tokens,
         )
 
-    async def _probe(self, grant: Grant, base_url: str, model: str) -> Verdict | None:
+    async def _probe(self, grant: Grant, base_url: str, model: str) -> "Verdict | None":
         """Make the call, with another token where the first one is refused; None: there is nothing to make it with."""
+        # Imported where it is used: the HTTP client is an eighth of what a start costs, and few ever need it.
+        from signalbox.token_refresher.adapters.prober import probe  # noqa: PLC0415
+
         account_id = grant.account_id
         credential = credential_to_probe(grant, 0) if not grant.renewable else None
         credential = credential or await self._keeper.tested_credential(account_id)

@@ -1,4 +1,4 @@
-"""What the token-refresher needs of the world: a grant store with leases. Adapters implement it; this is its contract.
+"""What the token-refresher needs of the world: a grant store with leases, and token endpoints. Adapters implement them.
 
 The store is the truth, several processes share it, and any of them can die at any instant. Whoever renews a grant
 holds its lease, from before the grant is read until its successor is kept. A lease may be of the kind that dies with
@@ -13,6 +13,7 @@ from typing import Protocol
 
 from signalbox.core.errors import SignalboxError, Unavailable
 from signalbox.token_refresher.domain.grants import Grant
+from signalbox.token_refresher.domain.oauth import Answer, TokenRequest
 
 
 class Conflict(SignalboxError):
@@ -84,4 +85,12 @@ class GrantStore(Protocol):
 
     async def reseal(self) -> int:
         """Encrypt with the newest key what an older one encrypts; return how many grants that were."""
+        ...
+
+
+class Endpoints(Protocol):
+    """The token endpoints of all accounts."""
+
+    async def ask(self, request: TokenRequest) -> Answer:
+        """Return what came of it, within a limit. Never raises for what the endpoint or the network does."""
         ...

@@ -5,10 +5,10 @@ compiled once and run with plain tuples: going through SQLAlchemy's parameters c
 """
 
 from collections.abc import Iterable, Sequence
+from importlib import import_module
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Engine, case, delete, literal_column, select, tuple_
-from sqlalchemy.dialects import postgresql, sqlite
 
 from signalbox.usage.adapters.schema import attempts, facts, rollups
 from signalbox.usage.domain.rollups import MINUTE_MS, MINUTES_KEPT_MS, Amounts, changes
@@ -34,7 +34,7 @@ class Ledger:
     def __init__(self, engine: Engine, prices: Prices) -> None:
         self._engine = engine
         self._prices = prices
-        self._insert = insert = postgresql.insert if engine.dialect.name == "postgresql" else sqlite.insert
+        insert = _insert_of(engine)
         row, added, fact = insert(attempts), insert(rollups), insert(facts)
         identity = (attempts.c.request_id, attempts.c.attempt)
         values = {name: row.excluded[name] for name in Row._fields if name not in ("request_id", "attempt")}
@@ -142,6 +142,12 @@ class Ledger:
 
     def _compile(self, statement: Any) -> str:
         return str(statement.compile(dialect=self._engine.dialect))
+
+
+def _insert_of(engine: Engine) -> Any:
+    """Return the database's own INSERT, which knows ON CONFLICT. Only its dialect is imported: each takes a while."""
+    dialect = "postgresql" if engine.dialect.name == "postgresql" else "sqlite"
+    return import_module(f"sqlalchemy.dialects.{dialect}").insert
 
 
 def _kept(connection: Connection, keys: Iterable[AttemptKey]) -> dict[AttemptKey, Row]:
