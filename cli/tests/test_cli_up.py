@@ -1,5 +1,6 @@
 """`signalbox up` with its real rooms: starting, refusing to start, restarting what dies, stopping. Slow: processes."""
 
+import contextlib
 import json
 import os
 import re
@@ -18,6 +19,7 @@ import pytest
 
 from signalbox.cli.supervisor.redis import find_binary
 from signalbox.core.keys import hash_key
+from tests.support.machine import busy, free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -93,7 +95,7 @@ class Up:
 
     def stop(self, sig: signal.Signals = signal.SIGTERM) -> int:
         self.process.send_signal(sig)
-        return self.process.wait(40)
+        return self.process.wait(60)
 
     def close(self) -> None:
         if self.process.poll() is None:
@@ -225,7 +227,7 @@ def test_a_killed_room_is_back(up: Up, room: str) -> None:
         with urllib.request.urlopen(f"{telemetry}/status", timeout=10) as reply:
             return next(r for r in json.load(reply)["rooms"] if r["room"] == room)
 
-    within(2.0, lambda: now()["pid"] not in (None, before["pid"]))
+    within(2.0 + SLACK_S, lambda: now()["pid"] not in (None, before["pid"]))
     within(20.0 + SLACK_S, lambda: http_status(f"{telemetry}/readyz") == 200)
     assert now()["restarts"] == before["restarts"] + 1
 
@@ -235,16 +237,17 @@ def test_a_second_up_on_the_same_data_is_refused(up: Up) -> None:
     second = up.run("up", "--manifests", str(up.manifests), "--port", "0")
     assert second.returncode == 2
     assert f"another `signalbox up` (pid {up.process.pid})" in second.stderr
-    assert time.monotonic() - started_s < 10 + SLACK_S
+    assert time.monotonic() - started_s < 10 + SLACK_S * busy()
     assert up.json("status")["ready"] is True
 
 
 def test_nothing_in_the_data_directory_is_readable_for_others_or_holds_the_key_in_clear(up: Up) -> None:
     for path in up.data.rglob("*"):
-        if not path.is_symlink():
-            assert path.lstat().st_mode & 0o077 == 0, path
-        if path.is_file():
-            assert API_KEY.encode() not in path.read_bytes(), path
+        with contextlib.suppress(FileNotFoundError):    # a journal that was delivered, the database's own
+            if not path.is_symlink():
+                assert path.lstat().st_mode & 0o077 == 0, path
+            if path.is_file():
+                assert API_KEY.encode() not in path.read_bytes(), path
     assert API_KEY not in up.said()
     assert KEY not in up.said()
 
@@ -257,11 +260,6 @@ def test_sigterm_ends_everything_with_status_zero(up: Up) -> None:  # the last o
 
 
 # ------------------------------------------------------------------ starts that must fail
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 BAD_STARTS: list[tuple[str, list[str], dict[str, str], str]] = [
@@ -286,7 +284,7 @@ def test_a_start_that_cannot_work_says_why_within_ten_seconds(
     bad = Up(tmp_path, *arguments, **env)
     try:
         assert bad.process.wait(60) == 2
-        assert time.monotonic() - started_s < 10 + SLACK_S * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+        assert time.monotonic() - started_s < 10 + SLACK_S * busy()
         assert bad.process.stdout is not None
         assert bad.process.stdout.read() == ""
         last = bad.said().splitlines()[-1]
@@ -302,7 +300,7 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         bad = Up(tmp_path, "--port", str(port))
-        assert bad.process.wait(10) == 2
+        assert bad.process.wait(60) == 2
         assert f"127.0.0.1:{port}" in bad.said().splitlines()[-1]
         bad.close()
 
@@ -317,7 +315,7 @@ def test_a_store_that_never_answers_is_named(tmp_path: Path, variable: str, sche
         bad = Up(tmp_path, **{variable: f"{scheme}127.0.0.1:{port}/0"})
         try:
             assert bad.process.wait(60) == 2
-            assert time.monotonic() - started_s < 10 + SLACK_S * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+            assert time.monotonic() - started_s < 10 + SLACK_S * busy()
             last = bad.said().splitlines()[-1]
             assert last.startswith("signalbox: cannot start: ")
             assert "127.0.0.1" in last
@@ -332,14 +330,14 @@ def test_a_refused_document_does_not_hold_up_the_start(tmp_path: Path) -> None:
     started = Up(tmp_path)
     try:
         started.ready()
-        within(2.0, lambda: f"{tmp_path}/m/bad.yaml:11: spec.provider: " in started.said())
+        within(2.0 + SLACK_S, lambda: f"{tmp_path}/m/bad.yaml:11: spec.provider: " in started.said())
         assert any("spec.provider" in p for p in started.json("status")["problems"])
         (tmp_path / "m" / "bad.yaml").write_text(DOCUMENTS)
-        within(4.0, lambda: [a["name"] for a in started.json("accounts", "list")] == ["acme"])
+        within(4.0 + SLACK_S * busy(), lambda: [a["name"] for a in started.json("accounts", "list")] == ["acme"])
         # Killed outright: nothing is left behind, and the next start finds all it needs.
         pids = [r["pid"] for r in started.json("status")["rooms"]]
         started.process.kill()
-        within(3.0, lambda: not any(map(alive, pids)))
+        within(3.0 + SLACK_S, lambda: not any(map(alive, pids)))
         again = Up(tmp_path).ready()
         assert [k["name"] for k in again.json("keys", "list")] == ["ada"]
         assert again.stop(signal.SIGINT) == 0
@@ -351,7 +349,7 @@ def test_a_refused_document_does_not_hold_up_the_start(tmp_path: Path) -> None:
 def test_stopping_during_the_start_is_no_failure(tmp_path: Path) -> None:
     started = Up(tmp_path)
     try:
-        within(10.0, lambda: (tmp_path / "d" / "run" / "redis.sock").exists())
+        within(10.0 + SLACK_S * busy(), lambda: (tmp_path / "d" / "run" / "redis.sock").exists())
         assert started.stop() == 0
     finally:
         started.close()

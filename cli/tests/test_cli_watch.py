@@ -17,14 +17,17 @@ from signalbox.cli.supervisor.logs import LogSink
 from signalbox.cli.watch import Watcher
 from signalbox.core.rpc import Server
 from signalbox.core.settings import RoomSettings
-from signalbox.rooms.client import Addresses, Rooms
+from signalbox.rooms.addresses import Addresses
+from signalbox.rooms.client import Rooms
 from signalbox.v1 import scheduler_pb2 as spb
 from signalbox.v1 import token_refresher_pb2 as tpb
 from signalbox.v1.scheduler_pb2_grpc import SchedulerServicer, add_SchedulerServicer_to_server
 from signalbox.v1.token_refresher_pb2_grpc import TokenRefresherServicer, add_TokenRefresherServicer_to_server
+from tests.support.machine import busy
 
 SETTINGS = RoomSettings(shared_secret=SecretStr("s" * 32), telemetry_address="127.0.0.1:0")
 FENCE = 7
+SLACK_S = 1.0    # what a machine may add that has other work
 
 ACCOUNT = """
 apiVersion: v1
@@ -140,7 +143,7 @@ class World:
         return (kind, f"default/{name}") in self.registry.objects
 
     async def within(self, limit_s: float, condition: Callable[[], bool]) -> None:
-        end_s = time.monotonic() + limit_s
+        end_s = time.monotonic() + limit_s + SLACK_S * busy()
         while not condition():
             assert time.monotonic() < end_s, f"not within {limit_s} s; {self.registry.calls} {self.said.getvalue()}"
             await asyncio.sleep(0.02)
@@ -205,7 +208,7 @@ async def test_a_bad_document_is_reported_once_and_disturbs_nothing(world: World
 
 
 async def test_a_file_that_is_being_written_deletes_nothing(world: World) -> None:
-    world.watcher = Watcher(world.manifests, world.rooms, FENCE, world.logs, settled_s=0.5)
+    world.watcher = Watcher(world.manifests, world.rooms, FENCE, world.logs, settled_s=1.0)
     world.write("k.yaml", key() + "---" + key("bob"))
     world.watcher.start()
     await world.within(4.0, lambda: world.has("RelayKey", "ada") and world.has("RelayKey", "bob"))

@@ -157,11 +157,11 @@ def test_a_failover_is_invisible(relay, client):
 
 @pytest.mark.usefixtures("healed_afterwards")
 def test_limited_accounts_say_when_and_the_sdk_comes_back_then(relay, client):
-    relay.sim.script(standing={"status": 429, "retry_after": 3}, lasts_s=2)
+    relay.sim.script(standing={"status": 429, "retry_after": 8}, lasts_s=6)
     with pytest.raises(anthropic.RateLimitError) as raised:
         client.messages.create(model=MODEL, max_tokens=16, messages=QUESTION)
     assert raised.value.body["error"]["details"]["error_code"] == "pool_limited"
-    assert 0 < int(raised.value.response.headers["retry-after"]) <= 3
+    assert 0 < int(raised.value.response.headers["retry-after"]) <= 8
     assert client.with_options(max_retries=1).messages.create(model=MODEL, max_tokens=16, messages=QUESTION).content
     refused, denied, served = relay.check(CLIENT)
     assert sorted(row["account"] for row in refused.rows) == ["default/a", "default/b"]

@@ -221,10 +221,10 @@ def test_a_limit_of_some_models_counts_only_these(world: World) -> None:
 
 def test_concurrency_is_exact_and_ends_with_the_request(world: World) -> None:
     with ThreadPoolExecutor(4) as callers:
-        answers = list(callers.map(lambda n: world.caller("one").send(f"[[sim delay_s=0.6]] {n}"), range(4)))
+        answers = list(callers.map(lambda n: world.caller("one").send(f"[[sim delay_s=3]] {n}"), range(4)))
     assert sorted(a.code for a in answers) == ["", *["key_limit_concurrency"] * 3]
     assert {a.headers["retry-after"] for a in answers if a.code} == {"1"}
-    eventually(lambda: world.caller("one").send().status, within_s=1.0, wanted=lambda status: status == 200)
+    eventually(lambda: world.caller("one").send().status, within_s=SLACK_S, wanted=lambda status: status == 200)
 
 
 def test_an_account_never_runs_more_than_its_maximum(world: World) -> None:

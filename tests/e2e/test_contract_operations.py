@@ -27,6 +27,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from tests.support.caller import MODEL, Answer, Caller, eventually
 from tests.support.instance import SIGNALBOX, Instance, account, pool, relay_key, secret
+from tests.support.machine import busy
 from tests.support.sim import Simulator
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
@@ -209,7 +210,10 @@ def test_everything_on_disk_is_its_owners_alone(relay: Relay) -> None:
     for path in [relay.instance.data, *relay.instance.data.rglob("*")]:
         if path.is_symlink():
             continue
-        mode = stat.S_IMODE(path.stat().st_mode)
+        try:
+            mode = stat.S_IMODE(path.stat().st_mode)
+        except FileNotFoundError:    # a journal that was delivered, the database's own
+            continue
         assert mode == (0o700 if path.is_dir() else 0o600), (oct(mode), path)
     assert list((relay.instance.data / "journal").rglob("*.journal"))
 
@@ -223,7 +227,7 @@ def test_redis_answers_on_its_socket_without_a_password(relay: Relay) -> None:
 
 def test_a_second_up_on_the_same_data_is_refused(relay: Relay) -> None:
     command = [SIGNALBOX, "up", "--manifests", str(relay.instance.manifests), "--data", str(relay.instance.data), "--port", "0"]
-    done = subprocess.run(command, text=True, capture_output=True, timeout=10, check=False)
+    done = subprocess.run(command, text=True, capture_output=True, timeout=60, check=False)
     assert done.returncode != 0
     assert str(relay.instance.data) in done.stderr
 
@@ -280,5 +284,5 @@ def test_sigterm_ends_all_processes_with_status_0(relay: Relay) -> None:   # the
     pids = [room["pid"] for room in relay.instance.status()["rooms"]]
     began_s = time.monotonic()
     assert relay.instance.stop() == 0
-    assert time.monotonic() - began_s < 20
+    assert time.monotonic() - began_s < 20 * busy()
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]

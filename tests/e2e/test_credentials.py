@@ -44,7 +44,7 @@ class Issuer:
         """The provider's federation rule that trusts it."""
         public = json.loads(ECAlgorithm.to_jwk(self._key.public_key())) | {"kid": "k", "use": "sig"}
         return {"id": "fdrl_1", "organization_id": "org-fed", "account": "fed", "issuer": "https://issuer.example",
-                "audience": "anthropic", "keys": {"keys": [public]}, "token_lifetime_seconds": 3}
+                "audience": "anthropic", "keys": {"keys": [public]}, "token_lifetime_seconds": 6}
 
     def write(self, *, expired: bool = False) -> None:
         """Put a fresh token into the file, as a kubelet does every now and then."""
@@ -65,7 +65,7 @@ class World:
                       "expires_in": 3600,
                       "grants": [consent(name) for name in OAUTH], "rules": [self.issuer.rule]},
         }).start()
-        self.sim.script(standing={"expires_in": 3}, match={"path": TOKEN_PATH, "body": "scope=fleeting"})
+        self.sim.script(standing={"expires_in": 6}, match={"path": TOKEN_PATH, "body": "scope=fleeting"})
         self.sim.script(standing={"expires_in": 20}, match={"path": TOKEN_PATH, "body": "scope=away"})
         documents = [secret("spare", **{"api-key": SPARE_KEY}), account("spare", self.sim.url, priority=1)]
         for name in OAUTH:
@@ -182,11 +182,11 @@ def test_an_oauth_account_serves_and_headers_go_where_they_belong(w: World) -> N
 
 def test_tokens_that_expire_all_the_time_are_never_noticed(w: World) -> None:
     w.becomes("fleeting", available=True)
-    end_s = time.monotonic() + 12
+    end_s = time.monotonic() + 20
     statuses = []
     while time.monotonic() < end_s:
         statuses.append(w.ask("fleeting").status)
-        time.sleep(0.05)
+        time.sleep(0.1)
     assert set(statuses) == {200}
     assert w.grant("fleeting")["refreshes"] >= 3
     assert w.grant("fleeting")["reuses"] == 0
@@ -221,7 +221,7 @@ def test_a_revoked_family_is_visible_and_others_serve(w: World) -> None:
     page = w.instance.metrics()
     assert sample(page, "signalbox_credential_valid", "default/dead", reason="NeedsAuthorization") == 0
     assert sample(page, "signalbox_refreshes_total", "default/dead", outcome="needs_authorization") == 1
-    assert any('"event": "credential_lost"' in line for line in w.instance.log)
+    eventually(lambda: any('"event": "credential_lost"' in line for line in w.instance.log), within_s=10)
     for _ in range(5):
         assert w.ask("dead").status == 200
     assert len(w.token_requests("dead")) == 2, "a dead token is not sent again"
@@ -264,7 +264,7 @@ def test_a_provider_that_refuses_fresh_tokens_too_has_the_account_benched(w: Wor
     w.sim.script(standing={"status": 401}, account="refused")
     assert w.ask("refused").status == 200
     assert [r["status"] for r in w.attempts("refused")] == [401, 401], "refreshed once, then left alone"
-    assert w.row("refused")["reason"] == "NeedsAuthorization"
+    w.becomes("refused", available=False, reason="NeedsAuthorization")
     assert w.ask("refused").status == 200
     assert len(w.token_requests("refused")) == 2
 

@@ -4,8 +4,8 @@ Also what only a whole instance shows of waiting: a caller's hanging up frees it
 """
 
 import json
-import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 ONE_AT_A_TIME = {"a": {"maxConcurrency": 1}}
 PATIENT = {"queue": {"maxWait": "10s", "maxDepth": 2}}
-RUNS_A_WHILE = "[[sim delay_s=1.5]]"
+RUNS_A_WHILE = "[[sim delay_s=3]]"
 LAYOUTS = {
     "failover": Layout(),
     "denial": Layout("a", account_spec={"a": {"models": {"allow": ["claude-opus-*"]}}}),
@@ -53,6 +53,18 @@ def told(stands: Stands, request_id: str, attempts: int) -> tuple[list[dict[str,
 
     rows = eventually(look, within_s=15, wanted=lambda rows: len(rows) >= attempts)
     return rows, stands.instance.run("explain", request_id).stdout
+
+
+def runs(stands: Stands, stand: Stand, load: Load, prompt: str) -> Future[Seen]:
+    """Begin a request and return its future once the provider has it."""
+    begun = stand.begin(load, prompt)
+    eventually(lambda: stand.received("a"), within_s=2.0)
+    return begun
+
+
+def waiting(stands: Stands) -> float:
+    """Return how many requests wait for an account."""
+    return stands.instance.metric("signalbox_queue_depth")
 
 
 def test_a_fail_over(stands: Stands, load: Load) -> None:
@@ -93,8 +105,7 @@ def test_a_moved_pin(stands: Stands) -> None:
 
 def test_waiting(stands: Stands, load: Load) -> None:
     stand = stands["queued"]
-    running = stand.begin(load, RUNS_A_WHILE)
-    time.sleep(0.3)
+    running = runs(stands, stand, load, RUNS_A_WHILE)
     waits = stand.begin(load)
     seen: Seen = waits.result(30)
     assert running.result(30).whole
@@ -108,11 +119,11 @@ def test_waiting(stands: Stands, load: Load) -> None:
 
 def test_a_caller_that_hangs_up_frees_its_place(stands: Stands, load: Load) -> None:
     stand = stands["hangup"]
-    running = stand.begin(load, RUNS_A_WHILE)
-    time.sleep(0.3)
-    gone = load.ask(message(), key=stand.key, hang_up_after_s=0.4)
+    running = runs(stands, stand, load, "[[sim delay_s=5]]")
+    gone = load.ask(message(), key=stand.key, hang_up_after_s=1.0)
+    eventually(lambda: waiting(stands), within_s=1.0)
     assert gone.result(30).hung_up
-    time.sleep(0.2)
+    eventually(lambda: waiting(stands), within_s=5.0, wanted=lambda n: n == 0)
     waits = stand.begin(load)  # the queue holds one
     assert waits.result(30).whole
     assert running.result(30).whole
@@ -124,8 +135,7 @@ def test_a_full_pinned_account_is_waited_for_and_left_for_once(stands: Stands) -
     caller = Caller(stands.instance.url, stand.key)
     assert caller.send(headers={"x_session_id": "talk"}).status == 200
     with Load(stands.instance.url, "", seed=2, callers=0) as load:
-        running = stand.begin(load, "[[sim delay_s=1.8]]")
-        time.sleep(0.4)
+        running = runs(stands, stand, load, "[[sim delay_s=5]]")
         answer = caller.send(headers={"x_session_id": "talk"})
         assert answer.status == 200
         assert running.result(30).whole

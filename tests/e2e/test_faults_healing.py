@@ -18,6 +18,7 @@ import pytest
 from tests.support import compare
 from tests.support.caller import eventually
 from tests.support.load import COUNT_TOKENS, Load, Seen, count
+from tests.support.machine import busy
 from tests.support.stands import Layout, Stand, Stands
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
@@ -42,7 +43,7 @@ FLAPS: dict[str, tuple[bool, dict[str, Any]]] = {
     "broken chunking": (True, {"bad_chunk": {"at": "start"}}),
 }
 ILL_S, WELL_S, FLAPPING_S = 2.0, 3.0, 14.0
-SOON = {"connect": "2s", "headers": "2s", "headersUnstreamed": "2s", "firstContent": "1500ms", "idle": "2s", "total": "6s"}
+SOON = {"connect": "4s", "headers": "3s", "headersUnstreamed": "3s", "firstContent": "3s", "idle": "3s", "total": "10s"}
 
 # What ends soon enough is waited for, by a first attempt as by a later one; what does not is refused at once.
 # One that hung or broke off is not asked again by the same request (test_faults_table.py).
@@ -117,13 +118,13 @@ def test_a_limited_account_rests_as_long_as_it_said(stands: Stands, load: Load) 
     stand = stands["rests"]
     stand.script("a", {"status": 429, "retry_after": 4})
     first = stand.ask(load)
-    limited_s = time.time()
+    limited_s = stand.received("a")[0]["ended_at"]
     with asking(stand, load) as seen:
         took_s = back(stand, limited_s)
         [account] = [row for row in stands.instance.json("accounts", "list") if row["name"] == stand.account("a")]
     assert first.attempts == 2
     assert count([first, *seen]) == {"whole": 1 + len(seen)}
-    assert 3.5 <= took_s <= 4 + SLACK_S
+    assert 3.5 <= took_s <= 4 + SLACK_S * busy()
     assert account["available"]
     assert not [row for row in stand.received("a", after_s=limited_s) if row["received_at"] < limited_s + 3.5]
     agree(stands, [first, *seen])
@@ -139,7 +140,8 @@ def test_429_without_a_time_is_not_hammered(stands: Stands, load: Load) -> None:
         took_s = back(stand, time.time())
     print(f"\n{len(sends)} sends for {len(seen)} requests, back after {took_s:.1f} s, {count(seen)}")
     assert set(count(seen)) == {"whole", "pool_limited"}
-    assert len(sends) <= 6, "the first, those that were under way, and a probe after 5 s"
+    told_s = min(row["ended_at"] for row in sends) + 0.5 * busy()    # and those that were under way by then
+    assert len([row for row in sends if row["received_at"] > told_s]) <= 2, "a probe after 5 s"
     assert {one.status for one in seen if one.error_code} == {429}
     assert all(1 <= int(one.retry_after) <= 60 for one in seen if one.error_code)
     agree(stands, seen)
@@ -202,17 +204,23 @@ def test_a_lone_account_that_rests_long_is_not_waited_for(stands: Stands, load: 
         seen = stand.ask(load)
         assert (seen.status, seen.error_code, seen.attempts) == (429, "pool_limited", attempts)
         assert 30 <= int(seen.retry_after) <= 40
-        assert seen.ended_s - seen.began_s < 6 - SLACK_S
+        assert seen.ended_s - seen.began_s < 6
 
 
 # ---------------------------------------------------------------------------------------------- breakers
+
+
+def _rests(stand: Stand) -> bool:
+    """Whether the first account, of which many ask, has been left alone for a while."""
+    asked = [row["received_at"] for row in stand.received("a")]
+    return bool(asked) and time.time() - max(asked) > 0.7
 
 
 def test_an_overloaded_account_is_probed_by_one_request_at_a_time(stands: Stands, load: Load) -> None:
     stand = stands["probed"]
     stand.script("a", standing={"status": 529, "delay_s": 0.5})
     with asking(stand, load, every_s=0.05) as seen:
-        time.sleep(1.5)     # the breaker is open by now
+        eventually(lambda: _rests(stand), within_s=10)
         opened_s = time.time()
         time.sleep(8)
         stand.heal("a")

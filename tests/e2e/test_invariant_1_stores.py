@@ -4,7 +4,6 @@ and a Redis whose primary Sentinel replaces."""
 import resource
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import postgres
+from tests.support.machine import free_port
 from tests.support.rig import RESTART_LIMIT_S, SEEDS, Rig, redis_command
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
@@ -34,9 +34,7 @@ class RedisServer:
         self._directory = directory
         self._sentinel = extra.pop("sentinel", "")
         self._extra = extra
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.address: tuple[str, int] = probe.getsockname()
+        self.address = ("127.0.0.1", free_port())
         self.url = f"redis://:{PASSWORD}@127.0.0.1:{self.address[1]}/0"
 
     def start(self) -> None:
@@ -51,7 +49,7 @@ class RedisServer:
             configuration.write_text(f"port {self.address[1]}\nbind 127.0.0.1\nrequirepass {PASSWORD}\n{self._sentinel}")
             arguments = [str(configuration), "--sentinel"]
         self._process = subprocess.Popen([_server_binary(), *arguments], stdout=subprocess.DEVNULL)
-        end_s = time.monotonic() + 10
+        end_s = time.monotonic() + 30
         while not self._answers():
             assert time.monotonic() < end_s
             assert self._process.poll() is None

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.support.load import Load, Seen, message, model_of_its_own
+from tests.support.machine import busy
 from tests.support.rig import Rig
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
@@ -76,7 +77,7 @@ def test_a_call_ends_when_its_caller_hangs_up(rig: Rig, load: Load) -> None:
         assert row["client_gone_at"] is not None, name
         took_s = row["client_gone_at"] - unix_s(seen.ended_s)
         print(f"\n{name}: closed {took_s:.3f} s after the hang-up")
-        assert -0.1 <= took_s <= CLOSED_LIMIT_S + SLACK_S, name
+        assert -0.1 <= took_s <= CLOSED_LIMIT_S + SLACK_S * busy(), name
     rig.settled(by_s=time.monotonic() + 10)
 
 
@@ -92,9 +93,9 @@ def test_a_silent_or_stalled_call_ends_with_its_limit(rig: Rig, load: Load) -> N
         assert row["client_gone_at"] is not None, name
         took_s = row["client_gone_at"] - row["received_at"]
         print(f"\n{name}: closed {took_s - limit_s:+.3f} s from its limit")
-        assert limit_s - 0.2 <= took_s <= limit_s + CLOSED_LIMIT_S + SLACK_S, name
+        assert limit_s - SLACK_S <= took_s <= limit_s + CLOSED_LIMIT_S + SLACK_S * busy(), name
         assert seen.error_code == code, name
-        assert seen.ended_s - seen.began_s <= limit_s + CLOSED_LIMIT_S + SLACK_S, name
+        assert seen.ended_s - seen.began_s <= limit_s + CLOSED_LIMIT_S + SLACK_S * busy(), name
     rig.settled(by_s=time.monotonic() + 10)
     models = {future.result().model for future in begun.values()}
     outcomes = {row["outcome"] for row in rig.instance.requests() if row["model"] in models}

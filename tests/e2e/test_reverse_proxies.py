@@ -17,6 +17,7 @@ import pytest
 
 from tests.support.caller import message
 from tests.support.instance import Instance, account, relay_key, secret
+from tests.support.machine import free_port
 from tests.support.sim import Simulator
 
 pytestmark = pytest.mark.slow
@@ -26,11 +27,6 @@ API_KEY = "sk-ant-behind-a-reverse-proxy"
 UNPACKED = Path(__file__).parents[1] / "clients" / "debian" / "usr"    # scripts/setup.sh clients
 PROGRAMS = os.pathsep.join(map(str, (UNPACKED / "sbin", UNPACKED / "bin", "/usr/sbin", "/usr/bin")))
 ANYWHERE, FROM_TWO = "relay-key-from-anywhere", "relay-key-from-one-address"
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 def example(language: str) -> str:
@@ -117,7 +113,7 @@ def small(**fields: object) -> bytes:
 
 def test_frames_arrive_as_they_are_sent(front, relay):
     _, sim = relay
-    sim.script({"text": "slowly " * 8, "deltas": 8, "delta_delay_s": 0.3})
+    sim.script({"text": "slowly " * 8, "deltas": 8, "delta_delay_s": 0.5})
     answer = ask(front, small(stream=True))
     assert answer.status == 200
     arrivals = []

@@ -10,11 +10,12 @@ import pytest
 
 from tests.support.caller import eventually
 from tests.support.load import count
+from tests.support.machine import busy
 from tests.support.rig import SLACK_S, Rig
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-GRACE_S = 5.0
+GRACE_S = 8.0
 LAST_WORDS_S = 15.0    # for cut streams, settlements and the journal, after the grace
 SHORT, LONG = 6, 6
 
@@ -25,7 +26,7 @@ def test_what_runs_ends_or_is_cut_truthfully_and_everything_is_delivered(tmp_pat
         with rig.load(1, callers=6, hang_ups=0, troubles=False) as load:
             short, long = load.hold(SHORT, for_s=3.0), load.hold(LONG, for_s=GRACE_S + 30)
             eventually(lambda: rig.sim.summary()["in_flight"], within_s=10, wanted=lambda n: n >= SHORT + LONG)
-            time.sleep(0.5)    # so that all of them have had content
+            time.sleep(1.0)    # so that all of them have had content
             url = urlsplit(instance.url)
             instance.process.send_signal(signal.SIGTERM)
             began_s = time.monotonic()
@@ -33,11 +34,11 @@ def test_what_runs_ends_or_is_cut_truthfully_and_everything_is_delivered(tmp_pat
             assert time.monotonic() - began_s < GRACE_S, "callers are turned away at once, not when all is over"
             ended = [stream.result(60) for stream in short]
             cut = [stream.result(60) for stream in long]
-            assert instance.process.wait(GRACE_S + LAST_WORDS_S + SLACK_S) == 0
+            assert instance.process.wait(GRACE_S + LAST_WORDS_S + SLACK_S * busy()) == 0
         assert all(seen.whole for seen in ended), count(ended)
         assert {(seen.status, seen.error_code) for seen in cut} == {(200, "upstream_truncated")}, count(cut)
         assert min(seen.ended_s for seen in cut) - began_s > GRACE_S - 1, "they are given the whole grace"
-        assert max(seen.ended_s for seen in cut) - began_s < GRACE_S + SLACK_S
+        assert max(seen.ended_s for seen in cut) - began_s < GRACE_S + SLACK_S * busy()
         assert not list((instance.data / "journal").glob("*/*.journal")), "the ledger has everything"
         broken = {seen.kind for seen in load.seen if not seen.whole} - {"upstream_truncated"}
         assert all(kind.startswith("connection: ") for kind in broken), broken

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from tests.support.machine import busy
+
 T = TypeVar("T")
 MODEL = "claude-sonnet-4-5-20250929"
 
@@ -62,7 +64,7 @@ class Caller:
         data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data=data, method=method, headers=own)
         try:
-            response = urllib.request.urlopen(request, timeout=30)
+            response = urllib.request.urlopen(request, timeout=60)
         except urllib.error.HTTPError as e:
             response = e
         with response:
@@ -92,11 +94,14 @@ def exchange(url: str, data: bytes, *, patience_s: float = 0.5) -> bytes:
 
 
 def eventually(look: Callable[[], T], *, within_s: float, wanted: Callable[[T], object] = bool) -> T:
-    """Look until what is seen is as wanted, and return it. Raises AssertionError with the last sight."""
-    end_s = time.monotonic() + within_s
+    """Look until what is seen is as wanted, and return it; on a busy machine for as many times longer.
+
+    Raises AssertionError with the last sight.
+    """
+    began_s = time.monotonic()
     while True:
         seen = look()
         if wanted(seen):
             return seen
-        assert time.monotonic() < end_s, f"not within {within_s} s: {seen}"
+        assert time.monotonic() < began_s + within_s * busy(), f"not within {within_s} s: {seen}"
         time.sleep(0.05)

@@ -15,6 +15,7 @@ from typing import Any
 
 from tests.support.instance import Instance
 from tests.support.load import Seen, data_lines
+from tests.support.machine import busy
 from tests.support.sim import Simulator
 
 Row = dict[str, Any]
@@ -240,8 +241,10 @@ def settled(
 ) -> Findings:
     """Wait until nothing goes on any more and everything agrees, at the latest `by_s` (monotonic); raise what does not.
 
-    `since` is the provider's row from which to compare; it must be a moment at which nothing was in flight.
+    On a busy machine all that takes as many times longer. `since` is the provider's row from which to compare; it must
+    be a moment at which nothing was in flight.
     """
+    by_s += max(0.0, by_s - time.monotonic()) * (busy() - 1.0)
     sim.wait_quiet(max(5.0, by_s - time.monotonic()))
     while going_on := still_going_on(instance, key):
         if time.monotonic() > by_s:
@@ -252,7 +255,7 @@ def settled(
         found = check(instance, sim, seen, key, since=since)
         if not found.problems:
             return found
-        if time.monotonic() > min(by_s, quiet_s + LAST_ROWS_S):
+        if time.monotonic() > min(by_s, quiet_s + LAST_ROWS_S * busy()):
             listed = "\n".join(found.problems[:15])
             raise AssertionError(f"{len(found.problems)} disagreements; {found.counts}\n{listed}")
         time.sleep(0.3)

@@ -11,7 +11,6 @@ import datetime
 import ipaddress
 import json
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -26,6 +25,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
+
+from tests.support.machine import free_port
 
 ASSETS = Path(__file__).resolve().parents[2] / "scripts" / "k8s" / "assets.py"
 START_LIMIT_S = 90.0
@@ -60,7 +61,7 @@ class ControlPlane:
         self.kubeconfig = directory / "admin.kubeconfig"
         self._programs = assets()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._etcd, self._peers, self._port, self._manager = _free_ports(4)
+        self._etcd, self._peers, self._port, self._manager = (free_port() for _ in range(4))
         self.url = f"https://127.0.0.1:{self._port}"
 
     def __enter__(self) -> "ControlPlane":
@@ -267,14 +268,6 @@ def _private(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> bytes:
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption(),
     )
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 def main() -> None:

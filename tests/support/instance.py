@@ -18,8 +18,8 @@ from typing import Any
 import yaml
 
 SIGNALBOX = str(Path(sys.executable).parent / "signalbox")
-START_LIMIT_S = 120.0
-STOP_LIMIT_S = 60.0
+START_LIMIT_S = 150.0
+STOP_LIMIT_S = 90.0
 
 
 class Instance:
@@ -89,7 +89,7 @@ class Instance:
         """Run another command against this instance."""
         result = subprocess.run(
             [SIGNALBOX, *arguments, "--data", str(self.data)], env=self._environment, text=True, capture_output=True,
-            timeout=60, check=False,
+            timeout=90, check=False,
         )
         if check and result.returncode != 0:
             raise AssertionError(f"signalbox {' '.join(arguments)} exited {result.returncode}: {result.stderr}")

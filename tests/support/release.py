@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.support.machine import free_port
+
 START_LIMIT_S = 60.0
 ROOMS = ("redis", "usage", "token_refresher", "scheduler", "gateway", "operator")
 _SECRET = "a-shared-secret-of-this-test-release-only"
@@ -181,13 +183,6 @@ def fetch(url: str, headers: Mapping[str, str] | None = None, body: bytes | None
             return response.status, response.read().decode()
     except urllib.error.HTTPError as e:
         return e.code, e.read().decode()
-
-
-def free_port() -> int:
-    """Return a loopback port that was free a moment ago."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def _redis() -> str:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+from tests.support.machine import busy
+
 SIMULATOR = str(Path(sys.executable).parent / "signalbox-simulator")
 STOP_LIMIT_S = 60.0
 
@@ -131,9 +133,9 @@ class Simulator:
 
     def wait_quiet(self, limit_s: float = 10.0) -> list[dict[str, Any]]:
         """Wait until nothing is in flight and return all rows."""
-        end_s = time.monotonic() + limit_s
+        began_s = time.monotonic()
         while self.summary()["in_flight"]:
-            if time.monotonic() > end_s:
+            if time.monotonic() > began_s + limit_s * busy():
                 raise AssertionError(f"still in flight after {limit_s} s: {self.concurrent()}")
             time.sleep(0.02)
         return self.truth(path=None)

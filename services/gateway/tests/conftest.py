@@ -398,7 +398,7 @@ class Gate:
 
     async def quiet(self) -> None:
         """Wait until every request is over for the gateway too."""
-        for _ in range(400):
+        for _ in range(4000):
             if not self.server._server.server_state.tasks:
                 return
             await asyncio.sleep(0.005)

@@ -81,7 +81,7 @@ def end(journal: journal_module.FileJournal, begun: AttemptEvent, outcome: Attem
     journal.end(begun)
 
 
-async def until(condition, limit_s: float = 5) -> None:
+async def until(condition, limit_s: float = 30) -> None:
     async with asyncio.timeout(limit_s):
         while not condition():
             await asyncio.sleep(0.01)

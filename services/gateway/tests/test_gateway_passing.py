@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from signalbox.gateway.adapters.upstream import Connection
 from signalbox.v1.common_pb2 import OUTCOME_OK, OUTCOME_TIMEOUT
 from signalbox.wire.sse import StreamReader
+from tests.support.machine import busy
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 
@@ -183,6 +184,6 @@ async def test_silence_is_noticed_on_the_short_way_and_nothing_else_is_taken_for
     assert row.outcome == (OUTCOME_TIMEOUT if stalls else OUTCOME_OK)
     assert (b"upstream_truncated" in reply.body) == stalls
     assert row.usage.output_tokens == (9 * 6 // 3 if stalls else 7)
-    assert not stalls or 2.0 + 1.5 <= took_s < 2.0 + 1.5 + 2
+    assert not stalls or 2.0 + 1.5 <= took_s < 2.0 + 1.5 + 2 * busy()
     [lease] = gate.scheduler.tracked
     assert (lease.output_tokens, lease.usage.input_tokens, lease.served_model) == (18, 10, "claude-sonnet-5-5-20260901")

@@ -11,13 +11,9 @@ import urllib.request
 
 import pytest
 
+from tests.support.machine import free_port
+
 pytestmark = pytest.mark.slow
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def start(tmp_path, *, pass_fds=(), **overrides):
@@ -34,7 +30,7 @@ def start(tmp_path, *, pass_fds=(), **overrides):
 
 def status(port, path):
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=2) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=20) as answer:
             return answer.status
     except urllib.error.HTTPError as e:
         return e.code
@@ -66,7 +62,7 @@ def test_it_lives_without_its_neighbours_and_stops_when_asked(tmp_path, shared):
         assert status(port, "/readyz") == 503
         assert status(port, "/v1/models") == 401
         process.send_signal(signal.SIGTERM)
-        assert process.wait(12) == 0
+        assert process.wait(30) == 0
     finally:
         process.kill()
     log = process.stderr.read()
@@ -85,7 +81,7 @@ def test_it_lives_without_its_neighbours_and_stops_when_asked(tmp_path, shared):
 def test_what_it_cannot_start_with_is_named(tmp_path, setting, value, named):
     process = start(tmp_path, **{setting: value})
     try:
-        assert process.wait(10) == 2
+        assert process.wait(60) == 2
     finally:
         process.kill()
     assert f"cannot start: {named}" in process.stderr.read()

@@ -15,6 +15,7 @@ from signalbox.gateway.adapters.scheduler_session import SchedulerSession
 from signalbox.gateway.domain.ports import OpenLease, SchedulerUnavailable
 from signalbox.v1 import scheduler_pb2 as pb
 from signalbox.v1 import scheduler_pb2_grpc
+from tests.support.machine import busy
 
 SETTINGS = RoomSettings(shared_secret="s" * 32)
 
@@ -145,7 +146,7 @@ async def test_admits_wait_for_a_scheduler_that_comes_back(connect: Connect, sch
     await session.inspect(pb.InspectRequest())
     scheduler.fake.mute = True
     waiting = asyncio.ensure_future(session.admit(pb.AdmitRequest(request_id="r1")))
-    await asyncio.sleep(0.1)
+    await asks(scheduler.fake, 1)
     await scheduler.stop()
     scheduler.fake.mute = False
     await scheduler.start()
@@ -156,7 +157,7 @@ async def test_admits_wait_for_a_scheduler_that_comes_back(connect: Connect, sch
 @pytest.mark.slow
 async def test_without_a_scheduler_the_caller_is_told_in_time(connect: Connect, tmp_path: Path) -> None:
     session = await connect(f"unix:{tmp_path}/none.sock")
-    async with asyncio.timeout(4):
+    async with asyncio.timeout(4 * busy()):
         with pytest.raises(SchedulerUnavailable):
             await session.admit(pb.AdmitRequest(request_id="r1"))
 
@@ -166,7 +167,7 @@ async def test_what_may_have_been_granted_unheard_is_given_back(connect: Connect
     await session.inspect(pb.InspectRequest())
     scheduler.fake.mute = True
     retry = pb.RetryRequest(failed=pb.SettleRequest(lease_id="r2.1"))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         for lost in (session.admit(pb.AdmitRequest(request_id="r1")), session.retry(retry)):
             with pytest.raises(SchedulerUnavailable):
                 await lost
@@ -181,11 +182,13 @@ async def test_settles_are_repeated_until_acknowledged(connect: Connect, schedul
     await session.inspect(pb.InspectRequest())
     scheduler.fake.mute = True
     session.settle(pb.SettleRequest(lease_id="L1"))
-    await asyncio.sleep(0.1)
+    async with asyncio.timeout(30):
+        while not any(b.settles for b in scheduler.fake.got):
+            await asyncio.sleep(0.01)
     await scheduler.stop()
     scheduler.fake.mute = False
     await scheduler.start()
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(30):
         while session._settles:
             await asyncio.sleep(0.02)
     assert [s.lease_id for b in scheduler.fake.got for s in b.settles] == ["L1", "L1"]
@@ -197,7 +200,7 @@ async def test_open_leases_are_renewed_and_settled_ones_are_not(connect: Connect
     session.track(OpenLease("L1", b"t"))
     session.track(OpenLease("L2", b"t"))
     session.settle(pb.SettleRequest(lease_id="L2"))
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(30):
         while "L1" not in scheduler.fake.leases_beaten():
             await asyncio.sleep(0.02)
     assert scheduler.fake.leases_beaten() == {"L1"}
@@ -211,7 +214,7 @@ async def test_a_draining_scheduler_is_left_for_another(connect: Connect, schedu
         first = (await session.admit(pb.AdmitRequest(request_id="r1"))).grant.account_id
         fake = scheduler.fake if first == "a" else other.fake
         await fake.outgoing.put(pb.SchedulerBatch(draining=True))
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(30):
             while (await session.admit(pb.AdmitRequest(request_id="r2"))).grant.account_id == first:
                 await asyncio.sleep(0.02)
     finally:
@@ -229,7 +232,7 @@ async def test_the_journal_is_delivered_before_the_answer(connect: Connect, sche
     await session.inspect(pb.InspectRequest())
     session.track(OpenLease("L1", b"t"))
     await scheduler.fake.outgoing.put(pb.SchedulerBatch(deliver_journal=pb.DeliverJournal(epoch="e2")))
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(30):
         while not any(b.journal_delivered.epoch == "e2" for b in scheduler.fake.got):
             await asyncio.sleep(0.02)
     assert order == ["delivered"]
@@ -242,7 +245,7 @@ async def test_a_grant_that_nobody_waits_for_is_given_back(connect: Connect, sch
     waiting = asyncio.ensure_future(session.admit(pb.AdmitRequest(request_id="r1")))
     await asyncio.sleep(0)
     waiting.cancel()
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(30):
         while not any(s.lease_id.startswith("L") for b in scheduler.fake.got for s in b.settles):
             await asyncio.sleep(0.02)
 
@@ -258,7 +261,7 @@ async def test_cancelling_ends_it_even_while_no_scheduler_is_there(tmp_path: Pat
         tasks = list(session._tasks)
         if any(t.done() for t in tasks):
             break
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(30):
         await session.close(0)
     assert all(t.done() for t in tasks)
 
@@ -280,17 +283,18 @@ async def test_a_scheduler_that_hangs_is_left_for_another(
         await other.stop()
 
 
+@pytest.mark.slow
 async def test_a_scheduler_that_only_takes_its_time_is_kept(
     connect: Connect, scheduler: Running, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(scheduler_session, "PROBE_AFTER_S", 0.2)
-    monkeypatch.setattr(scheduler_session, "SILENT_LIMIT_S", 0.6)
-    monkeypatch.setattr(scheduler_session, "ANSWER_WAIT_S", 5.0)
+    monkeypatch.setattr(scheduler_session, "SILENT_LIMIT_S", 2.0)
+    monkeypatch.setattr(scheduler_session, "ANSWER_WAIT_S", 10.0)
     session = await connect(scheduler.address)
     await session.inspect(pb.InspectRequest())
     scheduler.fake.mute = True
     waiting = asyncio.ensure_future(session.admit(pb.AdmitRequest(request_id="r1")))
-    await asyncio.sleep(1.5)
+    await asyncio.sleep(3.0)
     assert sum(b.HasField("hello") for b in scheduler.fake.got) == 1
     waiting.cancel()
 
@@ -300,7 +304,7 @@ async def test_a_scheduler_that_only_takes_its_time_is_kept(
 
 async def asks(fake: FakeScheduler, count: int) -> list[pb.AdmitRequest]:
     """Return the admits that a scheduler got, once there are so many."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while len(got := [a for b in fake.got for a in b.admits]) < count:
             await asyncio.sleep(0.01)
     return got
@@ -328,7 +332,7 @@ async def test_a_caller_that_hangs_up_while_it_waits_leaves_the_queue(connect: C
     await asyncio.sleep(0.1)
     admit.cancel()
     retry.cancel()
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(30):
         while len(cancelled := {c.request_id for b in scheduler.fake.got for c in b.cancels}) < 2:
             await asyncio.sleep(0.01)
     assert cancelled == {"r1", "r2"}
@@ -344,14 +348,14 @@ async def test_when_its_scheduler_dies_another_is_asked_with_what_is_left_of_the
         first = (await session.admit(pb.AdmitRequest(request_id="r0"))).grant.account_id
         here, there = (scheduler, other) if first == "a" else (other, scheduler)
         for each in (here, there):
-            each.fake.queues_ms = 3_000
+            each.fake.queues_ms = 20_000
         waiting = asyncio.ensure_future(session.admit(pb.AdmitRequest(request_id="r1")))
         await asks(here.fake, 2)
         await asyncio.sleep(0.5)
         await here.stop()
         [again] = await asks(there.fake, 1)
         assert again.request_id == "r1"
-        assert 0 < again.deadline_ms <= 2_500
+        assert 0 < again.deadline_ms <= 19_500
         await there.fake.grant_queued()
         assert (await waiting).grant.account_id == there.fake.name
         await here.start()
@@ -367,7 +371,7 @@ async def test_without_another_scheduler_those_that_wait_are_told_in_time(connec
     await asks(scheduler.fake, 1)
     await asyncio.sleep(0.1)
     await scheduler.stop()
-    async with asyncio.timeout(4):  # the wait for a connection is 2 s here
+    async with asyncio.timeout(4 * busy()):  # the wait for a connection is 2 s here
         with pytest.raises(SchedulerUnavailable):
             await waiting
     await scheduler.start()

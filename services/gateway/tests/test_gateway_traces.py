@@ -5,7 +5,6 @@ import gzip
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -27,6 +26,7 @@ from opentelemetry.semconv._incubating.attributes import (
 
 from signalbox.core.tracing import Tracing
 from signalbox.gateway.spans import Spans
+from tests.support.machine import busy, free_port
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 TRACEPARENT = f"00-{TRACE}-{PARENT}-01"
@@ -235,7 +235,7 @@ async def test_closing_does_not_wait_for_a_collector_that_is_silent():
     tracing = Tracing("gateway", "gateway-1", f"{silent.url}/v1/traces")
     tracing.tracer().start_span("one").end()
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(5 * busy()):
             await tracing.close(0.3)
     finally:
         silent.stop()
@@ -259,12 +259,6 @@ def test_what_is_no_collector(wire, url):
 
 
 # ---------------------------------------------------------------- as a process
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def environment(tmp_path, **more):
@@ -319,7 +313,7 @@ def test_a_stopping_gateway_sends_what_it_has(tmp_path, collector):
         asked = urllib.request.Request(
             f"http://127.0.0.1:{port}/v1/messages", data=b"{}", headers={"x-api-key": "a-key-that-nobody-knows"},
         )
-        for _ in range(200):
+        for _ in range(1200):
             try:
                 urllib.request.urlopen(asked, timeout=10)
             except urllib.error.HTTPError:
@@ -329,7 +323,7 @@ def test_a_stopping_gateway_sends_what_it_has(tmp_path, collector):
                 time.sleep(0.05)
         assert collector.spans == []
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
     finally:
         process.kill()
     assert [s.name for s in collector.spans].count("POST /v1/messages") == 1

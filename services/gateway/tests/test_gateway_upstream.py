@@ -13,6 +13,7 @@ from signalbox.gateway.adapters.origins import Route, origin_of
 from signalbox.gateway.adapters.upstream import MAX_HEAD_BYTES, MAX_HEADERS
 from signalbox.gateway.adapters.upstream_pool import Unreachable, UpstreamPool
 from signalbox.gateway.domain.events import Lost
+from tests.support.machine import busy
 
 REQUEST = b"POST /v1/messages HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}"
@@ -73,10 +74,10 @@ async def serve():
 
 async def ask(pool, port, *, host="127.0.0.1", scheme="http"):
     route = Route("default/a1", f"{scheme}://{host}:{port}")
-    connection = pool.take(route) or await pool.connect(route, 2)
+    connection = pool.take(route) or await pool.connect(route, 20)
     receiver = Receiver()
     connection.send(REQUEST, b"{}", receiver)
-    receiver.result = await asyncio.wait_for(receiver.done, 3)
+    receiver.result = await asyncio.wait_for(receiver.done, 20)
     return route, receiver
 
 
@@ -116,7 +117,7 @@ async def test_a_provider_that_cannot_prove_its_name_gets_nothing(serve, tmp_pat
     pool = UpstreamPool(idle_s=5, idle_per_route=2, tls=client)
     port = await serve(OK, tls=server)
     with pytest.raises(Unreachable):
-        await pool.connect(Route("a", f"https://localhost:{port}"), 2)
+        await pool.connect(Route("a", f"https://localhost:{port}"), 20)
 
 
 async def test_a_handshake_that_does_not_end_is_unreachable_in_time(pool):
@@ -125,7 +126,7 @@ async def test_a_handshake_that_does_not_end_is_unreachable_in_time(pool):
     with pytest.raises(Unreachable) as caught:
         await pool.connect(Route("a", f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"), 0.3)
     assert caught.value.timed_out
-    assert asyncio.get_running_loop().time() - began_s < 2
+    assert asyncio.get_running_loop().time() - began_s < 2 * busy()
     server.close()
 
 
@@ -186,8 +187,13 @@ async def test_how_answers_end(pool, serve, raw, close, result, kept):
     if result == "whole":
         assert (receiver.head.status, receiver.data) == (200, b"{}")
         assert b"link" not in dict(receiver.head.headers)
-    await asyncio.sleep(0.01)
-    assert (pool.take(route) is not None) == kept
+    if kept:
+        await asyncio.sleep(0.01)
+        assert pool.take(route) is not None
+    async with asyncio.timeout(20):    # the provider's end may arrive after its answer
+        while not kept and (connection := pool.take(route)) is not None:
+            pool.put_back(connection)
+            await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize("step", [1, 3, 17])
@@ -209,10 +215,10 @@ async def test_a_provider_that_speaks_unasked_loses_its_connection(pool, serve):
 
 
 async def test_idle_connections_are_bounded_in_number_and_age(serve, wire):
-    pool = UpstreamPool(idle_s=0.2, idle_per_route=2, tls=wire.TLS)
+    pool = UpstreamPool(idle_s=0.8, idle_per_route=2, tls=wire.TLS)
     port = await serve(OK)
     route = Route("default/a1", f"http://127.0.0.1:{port}")
-    connections = [await pool.connect(route, 1) for _ in range(3)]
+    connections = [await pool.connect(route, 20) for _ in range(3)]
     for connection in connections:
         pool.put_back(connection)
     assert [c.closed for c in connections] == [False, False, True]
@@ -220,7 +226,7 @@ async def test_idle_connections_are_bounded_in_number_and_age(serve, wire):
     taken = pool.take(route)
     assert taken is connections[1], "the one used last is the likeliest to be alive"
     pool.put_back(taken)
-    await asyncio.sleep(0.25)
+    await asyncio.sleep(0.85)
     assert pool.take(route) is None
     pool._sweep()
     assert all(c.closed for c in connections)

@@ -58,7 +58,7 @@ class RedisServer:
             "--save", "", "--appendonly", "yes", "--appendfsync", "everysec", "--loglevel", "warning", *self._extra,
         ]
         self._process = subprocess.Popen(args, stdout=subprocess.DEVNULL)
-        end = time.monotonic() + 10
+        end = time.monotonic() + 30
         while self.cli("PING") != "PONG":
             assert time.monotonic() < end, "the server does not answer"
             time.sleep(0.02)
@@ -211,10 +211,13 @@ class Schedulers:
         await room.start()
         self.rooms.append(room)
         if opens:
-            await asyncio.wait_for(room.gate.wait_open(), 15)
+            await asyncio.wait_for(room.gate.wait_open(), 60)
         channel = rpc.connect(settings, settings.listen)
         for_sessions = rpc.connect(settings, settings.session_listen)
         self.channels += (channel, for_sessions)
+        # A call does not wait for a connection that a busy machine takes its time to make.
+        await asyncio.wait_for(channel.channel_ready(), 60)
+        await asyncio.wait_for(for_sessions.channel_ready(), 60)
         stub: Any = SchedulerStub(channel)
         stub.library_session, stub.Session = stub.Session, SchedulerStub(for_sessions).Session
         self.stubs.append(stub)
@@ -223,13 +226,13 @@ class Schedulers:
     async def put(self, *objects: pb.Object, at: int = 0) -> None:
         """Put objects as a reconciler would."""
         request = pb.PutObjectsRequest(writer="files", fence=1, objects=objects)
-        await self.stubs[at].PutObjects(request, timeout=10)
+        await self.stubs[at].PutObjects(request, timeout=30)
 
     async def delete(self, kind: str, name: str, at: int = 0) -> None:
         """Delete one object."""
         ref = pb.ObjectRef(kind=kind, id=f"default/{name}")
         request = pb.DeleteObjectsRequest(writer="files", fence=1, objects=[ref])
-        await self.stubs[at].DeleteObjects(request, timeout=10)
+        await self.stubs[at].DeleteObjects(request, timeout=30)
 
     async def close(self) -> None:
         for channel in self.channels:

@@ -43,23 +43,23 @@ async def serving(stage, make, **key):
 @pytest.mark.usefixtures("ahead")
 async def test_leases_live_by_the_clock_of_redis(stage, make):
     stub = await serving(stage, make, concurrency=1)
-    grant = (await stub.Admit(make.ask("ada"), timeout=5)).grant
+    grant = (await stub.Admit(make.ask("ada"), timeout=30)).grant
     assert abs(grant.admitted_at_ms - redis_ms()) < 5_000
     await asyncio.sleep(1.0)  # five looks of the reaper
-    assert (await stub.Admit(make.ask("ada"), timeout=5)).denial.error_code == "key_limit_concurrency"
+    assert (await stub.Admit(make.ask("ada"), timeout=30)).denial.error_code == "key_limit_concurrency"
     assert stage.ledger.events == []
-    await stub.Settle(make.ended(grant), timeout=5)
-    assert (await stub.Admit(make.ask("ada"), timeout=5)).HasField("grant")
+    await stub.Settle(make.ended(grant), timeout=30)
+    assert (await stub.Admit(make.ask("ada"), timeout=30)).HasField("grant")
 
 
 @pytest.mark.usefixtures("ahead")
 async def test_limits_reset_by_the_clock_of_redis(stage, make):
     stub = await serving(stage, make, limits=[make.limit("Minute", requests=1), make.limit("Day", requests=9)])
-    grant = (await stub.Admit(make.ask("ada"), timeout=5)).grant
-    denial = (await stub.Admit(make.ask("ada"), timeout=5)).denial
+    grant = (await stub.Admit(make.ask("ada"), timeout=30)).grant
+    denial = (await stub.Admit(make.ask("ada"), timeout=30)).denial
     assert denial.error_code == "key_limit_requests"
     assert 55_000 < denial.retry_after_ms <= 62_000
-    state = await stub.Inspect(pb.InspectRequest(key_hash=make.digest("ada"), with_limits=True), timeout=5)
+    state = await stub.Inspect(pb.InspectRequest(key_hash=make.digest("ada"), with_limits=True), timeout=30)
     minute, day = state.limits
     assert abs(state.first_used_at_ms - grant.admitted_at_ms) < 1_000
     assert 55_000 < minute.resets_at_ms - redis_ms() <= 62_000
@@ -74,8 +74,8 @@ async def test_limits_reset_by_the_clock_of_redis(stage, make):
 async def test_keys_expire_by_the_clock_of_redis(stage, make, spec, works):
     spec = {"expiresAt": iso(spec["expiresAt"])} if "expiresAt" in spec else spec
     stub = await serving(stage, make, **spec)
-    await stub.Settle(make.ended((await stub.Admit(make.ask("ada"), timeout=5)).grant), timeout=5) if works else None
-    answer = await stub.Admit(make.ask("ada"), timeout=5)
+    await stub.Settle(make.ended((await stub.Admit(make.ask("ada"), timeout=30)).grant), timeout=30) if works else None
+    answer = await stub.Admit(make.ask("ada"), timeout=30)
     assert answer.HasField("grant") == works
     assert works or answer.denial.error_code == "key_expired"
 
@@ -83,11 +83,11 @@ async def test_keys_expire_by_the_clock_of_redis(stage, make, spec, works):
 @pytest.mark.usefixtures("ahead")
 async def test_accounts_rest_by_the_clock_of_redis(stage, make):
     stub = await serving(stage, make)
-    grant = (await stub.Admit(make.ask("ada"), timeout=5)).grant
+    grant = (await stub.Admit(make.ask("ada"), timeout=30)).grant
     effect = pb.AccountEffect(kind=pb.AccountEffect.REST, reason="Limited", until_ms=redis_ms() + 1_500)
-    await stub.Settle(make.ended(grant, outcome="OUTCOME_UPSTREAM_ERROR", effect=effect), timeout=5)
-    denial = (await stub.Admit(make.ask("ada"), timeout=5)).denial
+    await stub.Settle(make.ended(grant, outcome="OUTCOME_UPSTREAM_ERROR", effect=effect), timeout=30)
+    denial = (await stub.Admit(make.ask("ada"), timeout=30)).denial
     assert denial.error_code == "pool_limited"
     assert 0 < denial.retry_after_ms <= 1_500
     await asyncio.sleep(1.6)
-    assert (await stub.Admit(make.ask("ada"), timeout=5)).HasField("grant")
+    assert (await stub.Admit(make.ask("ada"), timeout=30)).HasField("grant")

@@ -15,6 +15,7 @@ import pytest
 from signalbox.core import rpc
 from signalbox.v1 import scheduler_pb2 as pb
 from signalbox.v1.scheduler_pb2_grpc import SchedulerStub
+from tests.support.machine import busy
 
 pytestmark = pytest.mark.slow
 
@@ -39,9 +40,9 @@ def start(env: dict[str, str]) -> subprocess.Popen[str]:
 def refusal(env: dict[str, str]) -> str:
     began = time.monotonic()
     process = start(env)
-    _, errors = process.communicate(timeout=15)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 10 * busy()
     return errors.strip().splitlines()[-1]
 
 
@@ -89,7 +90,7 @@ async def fetch(directory, path: str) -> tuple[int, str]:
 
 
 async def until_ready(directory, ready: bool = True) -> None:
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(60):
         while True:
             try:
                 if ((await fetch(directory, "/readyz"))[0] == 200) == ready:
@@ -111,10 +112,10 @@ async def test_it_serves_and_stops_when_asked(directory, stage, make):
         await until_ready(directory)
         stage.stubs.append(stub(directory, stage))
         await stage.put(make.account("a"), make.pool("default", "a"), make.key("ada"))
-        grant = (await stage.stubs[0].Admit(make.ask("ada"), timeout=5)).grant
-        await stage.stubs[0].Admit(make.ask("nobody"), timeout=5)
+        grant = (await stage.stubs[0].Admit(make.ask("ada"), timeout=30)).grant
+        await stage.stubs[0].Admit(make.ask("nobody"), timeout=30)
         window = {"name": "requests", "limit": 100, "remaining": 25, "resets_at_ms": 9_000_000_000_000}
-        await stage.stubs[0].Settle(make.ended(grant, windows=[window]), timeout=5)
+        await stage.stubs[0].Settle(make.ended(grant, windows=[window]), timeout=30)
         wanted = {
             'signalbox_admissions_total{decision="grant",reason=""} 1.0',
             'signalbox_admissions_total{decision="deny",reason="key_invalid"} 1.0',
@@ -145,8 +146,8 @@ async def test_keys_are_counted_by_how_much_of_their_limits_is_used(directory, s
             make.key("ada", limits=[day, hour, make.limit("Day", "day-dear", costUSD="1000")]),
         )
         for _ in range(4):
-            grant = (await stage.stubs[0].Admit(make.ask("ada"), timeout=5)).grant
-            await stage.stubs[0].Settle(make.ended(grant), timeout=5)
+            grant = (await stage.stubs[0].Admit(make.ask("ada"), timeout=30)).grant
+            await stage.stubs[0].Settle(make.ended(grant), timeout=30)
         wanted = {("requests", "Day"): (1, 1, 0), ("requests", "Hour"): (0, 0, 1), ("cost", "Day"): (1, 0, 0)}
         lines = {
             f'signalbox_keys{{dimension="{dimension}",per="{per}",used="{used}"}} {float(number)}'
@@ -171,7 +172,7 @@ async def test_without_redis_it_lives_but_is_not_ready(directory, stage, make):
         stage.redis.kill()
         await until_ready(directory, False)
         assert (await fetch(directory, "/healthz"))[0] == 200
-        answer = await stub(directory, stage).Admit(make.ask("ada"), timeout=5)
+        answer = await stub(directory, stage).Admit(make.ask("ada"), timeout=30)
         assert answer.denial.error_code == "scheduler_unavailable"
         stage.redis.start()
         await until_ready(directory)
@@ -185,7 +186,7 @@ async def test_admission_waits_for_the_ledger_at_the_first_start(directory, redi
     process = start(environment(directory))
     try:
         answer = ""
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             while "usage is unavailable" not in answer:
                 await asyncio.sleep(0.1)
                 with contextlib.suppress(OSError):
@@ -202,5 +203,5 @@ async def test_nobody_gets_in_without_the_secret(directory, stage, make):
     address = stage.rooms[0]._settings.listen
     async with grpc.aio.insecure_channel(address) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as e:
-            await SchedulerStub(channel).Admit(pb.AdmitRequest(), timeout=5)
+            await SchedulerStub(channel).Admit(pb.AdmitRequest(), timeout=30)
         assert e.value.code() is grpc.StatusCode.UNAUTHENTICATED

@@ -25,7 +25,7 @@ async def at_once(stubs, make, count, **fields):
 
 
 async def looked(stub, make):
-    return await stub.Inspect(pb.InspectRequest(key_hash=make.digest("ada"), with_limits=True), timeout=5)
+    return await stub.Inspect(pb.InspectRequest(key_hash=make.digest("ada"), with_limits=True), timeout=30)
 
 
 @pytest.mark.parametrize("per", ["Minute", "Hour", "Day", "Week", "Month", "Total"])
@@ -44,7 +44,7 @@ async def test_concurrency_is_exact_and_slots_come_back(stage, make):
         granted, denied = await at_once(stubs, make, 200)
         assert len(granted) == 23
         assert {(d.error_code, d.retry_after_ms) for d in denied} == {("key_limit_concurrency", 1000)}
-        await asyncio.gather(*(stubs[i % 2].Settle(make.ended(g), timeout=10) for i, g in enumerate(granted)))
+        await asyncio.gather(*(stubs[i % 2].Settle(make.ended(g), timeout=30) for i, g in enumerate(granted)))
         assert (await looked(stubs[0], make)).in_flight == 0
 
 
@@ -76,7 +76,7 @@ async def test_strict_limits_are_never_overrun(stage, make, dimension):
         amount = state.tokens if dimension == "tokens" else state.cost_nano_usd
         assert amount.used + amount.reserved <= amount.limit
         settles = (
-            stubs[i % 2].Settle(make.ended(g, usage=USAGE, served_model="claude-sonnet-4-5"), timeout=10)
+            stubs[i % 2].Settle(make.ended(g, usage=USAGE, served_model="claude-sonnet-4-5"), timeout=30)
             for i, g in enumerate(granted)
         )
         await asyncio.gather(*settles)
@@ -107,7 +107,7 @@ async def test_an_estimated_limit_is_overrun_by_the_error_of_what_was_in_flight_
         error = max(0, len(granted) * each - state.reserved)
         usage = {"input_tokens": 100, "output_tokens": each - 100}
         await asyncio.gather(*(
-            stubs[i % 2].Settle(make.ended(g, usage=usage, served_model="claude-sonnet-4-5"), timeout=10)
+            stubs[i % 2].Settle(make.ended(g, usage=usage, served_model="claude-sonnet-4-5"), timeout=30)
             for i, g in enumerate(granted)
         ))
         used += len(granted) * each
@@ -118,10 +118,10 @@ async def test_an_estimated_limit_is_overrun_by_the_error_of_what_was_in_flight_
 
 async def test_estimates_learn_from_what_was_used(stage, make):
     stubs = await two_schedulers(stage, make, limits=[make.limit("Day", tokens=1_000_000)])
-    first = (await stubs[0].Admit(make.ask("ada", input_bytes=4000, max_tokens=64_000), timeout=5)).grant
+    first = (await stubs[0].Admit(make.ask("ada", input_bytes=4000, max_tokens=64_000), timeout=30)).grant
     assert (await looked(stubs[0], make)).limits[0].tokens.reserved == 1000 + 4096
-    await stubs[0].Settle(make.ended(first, usage=USAGE, served_model="claude-sonnet-4-5"), timeout=5)
-    await stubs[0].Admit(make.ask("ada", input_bytes=4000, max_tokens=64_000), timeout=5)
+    await stubs[0].Settle(make.ended(first, usage=USAGE, served_model="claude-sonnet-4-5"), timeout=30)
+    await stubs[0].Admit(make.ask("ada", input_bytes=4000, max_tokens=64_000), timeout=30)
     tokens = (await looked(stubs[0], make)).limits[0].tokens
     assert (tokens.used, tokens.reserved) == (100, 100)
 
@@ -131,9 +131,9 @@ async def test_schedulers_share_what_requests_have_used(stage, make):
     stubs = await two_schedulers(stage, make, limits=[make.limit("Day", tokens=1_000_000)])
 
     async def reserves(stub) -> int:
-        grant = (await stub.Admit(make.ask("ada", input_bytes=4000, max_tokens=64_000), timeout=5)).grant
+        grant = (await stub.Admit(make.ask("ada", input_bytes=4000, max_tokens=64_000), timeout=30)).grant
         reserved = (await looked(stub, make)).limits[0].tokens.reserved
-        await stub.Settle(make.ended(grant, unused=True), timeout=5)
+        await stub.Settle(make.ended(grant, unused=True), timeout=30)
         return reserved
 
     async def until_known(stub) -> None:
@@ -142,17 +142,17 @@ async def test_schedulers_share_what_requests_have_used(stage, make):
                 await asyncio.sleep(0.05)
 
     assert await reserves(stubs[1]) == 1000 + 4096
-    first = (await stubs[0].Admit(make.ask("ada"), timeout=5)).grant
-    await stubs[0].Settle(make.ended(first, usage=USAGE, served_model="claude-sonnet-4-5"), timeout=5)
+    first = (await stubs[0].Admit(make.ask("ada"), timeout=30)).grant
+    await stubs[0].Settle(make.ended(first, usage=USAGE, served_model="claude-sonnet-4-5"), timeout=30)
     await until_known(stubs[1])
     await until_known(await stage.add())
 
 
 async def test_a_retry_under_a_strict_limit_reserves_once(stage, make):
     stubs = await two_schedulers(stage, make, limits=[make.limit("Day", admission="Strict", tokens=250)])
-    grant = (await stubs[0].Admit(make.ask("ada", input_bytes=200, max_tokens=100), timeout=5)).grant
+    grant = (await stubs[0].Admit(make.ask("ada", input_bytes=200, max_tokens=100), timeout=30)).grant
     failed = make.ended(grant, outcome="OUTCOME_UPSTREAM_ERROR", had_content=False)
-    second = await stubs[1].Retry(pb.RetryRequest(failed=failed), timeout=5)
+    second = await stubs[1].Retry(pb.RetryRequest(failed=failed), timeout=30)
     assert second.HasField("grant")
     tokens = (await looked(stubs[0], make)).limits[0].tokens
     assert (tokens.used, tokens.reserved) == (0, 200)
@@ -162,9 +162,9 @@ async def test_a_failing_account_is_probed_by_one_of_many(stage, make):
     one = await stage.add()
     await stage.put(make.account("a"), make.pool("default", "a"), make.key("ada"))
     two = await stage.add()
-    grant = (await one.Admit(make.ask("ada"), timeout=5)).grant
+    grant = (await one.Admit(make.ask("ada"), timeout=30)).grant
     cool = pb.AccountEffect(kind=pb.AccountEffect.COOL, reason="Failing")
-    await one.Settle(make.ended(grant, outcome="OUTCOME_UPSTREAM_ERROR", effect=cool), timeout=5)
+    await one.Settle(make.ended(grant, outcome="OUTCOME_UPSTREAM_ERROR", effect=cool), timeout=30)
     await asyncio.sleep(1.1)
     granted, denied = await at_once((one, two), make, 100)
     assert len(granted) == 1

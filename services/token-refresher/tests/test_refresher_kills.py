@@ -71,7 +71,7 @@ class Load:
                     account = self._chance.choice(ACCOUNTS)
                     request = pb.GetCredentialRequest(account_id=account, rejected_version=rejected)
                     try:
-                        version = (await stub.GetCredential(request, timeout=5)).version
+                        version = (await stub.GetCredential(request, timeout=30)).version
                         self.outcomes["given"] += 1
                     except grpc.aio.AioRpcError as e:
                         self.outcomes[e.details() if e.code() is grpc.StatusCode.FAILED_PRECONDITION else "away"] += 1

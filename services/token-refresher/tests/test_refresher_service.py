@@ -22,6 +22,7 @@ from signalbox.token_refresher.metrics import Metrics
 from signalbox.token_refresher.settings import TokenRefresherSettings
 from signalbox.v1 import token_refresher_pb2 as pb
 from signalbox.v1.token_refresher_pb2_grpc import TokenRefresherStub, add_TokenRefresherServicer_to_server
+from tests.support.machine import busy
 from tests.support.proxies import TestProxy
 
 SECRET = "0123456789abcdef0123456789abcdef"
@@ -66,19 +67,19 @@ class Running:
         proxy = config.pop("proxyURL", "")
         material = {"apiKey": key, **({"proxyURL": proxy} if proxy else {})}
         request = pb.PutGrantRequest(account_id=ACME, kind=kind, material=material, config=config, seed_version=seed)
-        return await self.stub.PutGrant(request, timeout=5)
+        return await self.stub.PutGrant(request, timeout=30)
 
     async def get(self, rejected: str = "") -> pb.Credential:
         request = pb.GetCredentialRequest(account_id=ACME, rejected_version=rejected)
-        return await self.stub.GetCredential(request, timeout=5)
+        return await self.stub.GetCredential(request, timeout=30)
 
     async def status(self) -> pb.GrantStatus:
-        (status,) = (await self.stub.Status(pb.GrantStatusRequest(account_ids=[ACME]), timeout=5)).grants
+        (status,) = (await self.stub.Status(pb.GrantStatusRequest(account_ids=[ACME]), timeout=30)).grants
         return status
 
     async def probe(self, base_url: str = "", model: str = "claude-sonnet-5-5") -> pb.ProbeResponse:
         request = pb.ProbeRequest(account_id=ACME, base_url=base_url, model=model)
-        return await self.stub.Probe(request, timeout=10)
+        return await self.stub.Probe(request, timeout=30)
 
 
 @contextlib.asynccontextmanager
@@ -162,8 +163,8 @@ async def test_what_is_not_there_is_not_found(refresher: Running) -> None:
         await refresher.get()
     async with refused(Code.NOT_FOUND):
         await refresher.probe()
-    assert not (await refresher.stub.Status(pb.GrantStatusRequest(account_ids=[ACME]), timeout=5)).grants
-    await refresher.stub.DeleteGrant(pb.DeleteGrantRequest(account_id=ACME), timeout=5)
+    assert not (await refresher.stub.Status(pb.GrantStatusRequest(account_ids=[ACME]), timeout=30)).grants
+    await refresher.stub.DeleteGrant(pb.DeleteGrantRequest(account_id=ACME), timeout=30)
 
 
 async def test_the_same_seed_changes_nothing_and_another_replaces_it(refresher: Running) -> None:
@@ -238,7 +239,7 @@ async def test_watch_gives_what_exists_then_what_changes_within_a_second(refresh
         began_s = time.monotonic()
         await doing
         event = await watch.read()
-        assert time.monotonic() - began_s < 1
+        assert time.monotonic() - began_s < busy()
         return event
 
     event = await pushed(refresher.put("second-key", "seed-2"))
@@ -247,7 +248,7 @@ async def test_watch_gives_what_exists_then_what_changes_within_a_second(refresh
         await refresher.get(rejected=event.credential.version)
     assert (await watch.read()).type == Event.REMOVED
     assert (await pushed(refresher.put("third-key", "seed-3"))).type == Event.PUT
-    gone = await pushed(refresher.stub.DeleteGrant(pb.DeleteGrantRequest(account_id=ACME), timeout=5))
+    gone = await pushed(refresher.stub.DeleteGrant(pb.DeleteGrantRequest(account_id=ACME), timeout=30))
     assert (gone.type, gone.account_id) == (Event.REMOVED, ACME)
     assert refresher.files() == []
 

@@ -70,18 +70,18 @@ class Running:
         material = {"refreshToken": token} if token else {}
         request = pb.PutGrantRequest(
             account_id=ACCOUNT, kind="oauth", material=material, config=config, seed_version=seed)
-        return await self.stub.PutGrant(request, timeout=5)
+        return await self.stub.PutGrant(request, timeout=30)
 
     async def get(self, rejected: str = "") -> pb.Credential:
         request = pb.GetCredentialRequest(account_id=ACCOUNT, rejected_version=rejected)
-        return await self.stub.GetCredential(request, timeout=10)
+        return await self.stub.GetCredential(request, timeout=30)
 
     async def status(self) -> pb.GrantStatus:
-        (status,) = (await self.stub.Status(pb.GrantStatusRequest(account_ids=[ACCOUNT]), timeout=5)).grants
+        (status,) = (await self.stub.Status(pb.GrantStatusRequest(account_ids=[ACCOUNT]), timeout=30)).grants
         return status
 
     async def becomes(self, reason: str) -> pb.GrantStatus:
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             while (status := await self.status()).reason != reason:
                 await asyncio.sleep(0.02)
         return status
@@ -210,7 +210,7 @@ async def test_a_waiting_caller_is_told_what_is_the_matter(tmp_path: Path, sim: 
         assert details == ["CredentialInvalid"]
         assert one.metric("signalbox_credential_valid", reason="CredentialInvalid") == 0
         healings = (await one.status()).healings
-        probed = await one.stub.Probe(pb.ProbeRequest(account_id=ACCOUNT), timeout=10)
+        probed = await one.stub.Probe(pb.ProbeRequest(account_id=ACCOUNT), timeout=30)
         assert probed.ok, "a test tries at once what would be tried in minutes"
         assert (await one.status()).healings > healings
 
@@ -220,13 +220,13 @@ async def test_a_probe_renews_a_token_that_is_refused(tmp_path: Path, sim: Simul
         await one.put()
         await one.becomes("Valid")
         sim.revoke("web")
-        probed = await one.stub.Probe(pb.ProbeRequest(account_id=ACCOUNT), timeout=10)
+        probed = await one.stub.Probe(pb.ProbeRequest(account_id=ACCOUNT), timeout=30)
         assert (probed.ok, sim.grants()[0]["refreshes"]) == (True, 2)
         sim.revoke("web", family=True)
-        probed = await one.stub.Probe(pb.ProbeRequest(account_id=ACCOUNT), timeout=10)
+        probed = await one.stub.Probe(pb.ProbeRequest(account_id=ACCOUNT), timeout=30)
         assert (probed.ok, probed.status) == (False, 401)
         async with refused(Code.FAILED_PRECONDITION) as details:
-            await one.stub.Probe(pb.ProbeRequest(account_id=ACCOUNT), timeout=10)
+            await one.stub.Probe(pb.ProbeRequest(account_id=ACCOUNT), timeout=30)
         assert details[0].startswith("NeedsAuthorization: ")
 
 
@@ -247,13 +247,13 @@ async def test_a_deleted_grant_is_kept_in_case_it_comes_back(tmp_path: Path, sim
     async with refresher(tmp_path, sim) as one:
         await one.put()
         await one.becomes("Valid")
-        await one.stub.DeleteGrant(pb.DeleteGrantRequest(account_id=ACCOUNT), timeout=5)
+        await one.stub.DeleteGrant(pb.DeleteGrantRequest(account_id=ACCOUNT), timeout=30)
         async with refused(Code.NOT_FOUND):
             await one.get()
-        assert not (await one.stub.Status(pb.GrantStatusRequest(), timeout=5)).grants
+        assert not (await one.stub.Status(pb.GrantStatusRequest(), timeout=30)).grants
         assert one.metric("signalbox_credential_expiry_seconds") is None
     async with refresher(tmp_path, sim) as one:
-        assert not (await one.stub.Status(pb.GrantStatusRequest(), timeout=5)).grants
+        assert not (await one.stub.Status(pb.GrantStatusRequest(), timeout=30)).grants
         await one.put()
         await one.becomes("Valid")
         assert (sim.grants()[0]["refreshes"], sim.grants()[0]["reuses"]) == (2, 0)
@@ -264,16 +264,16 @@ async def test_an_operator_signs_in(tmp_path: Path, sim: Simulator) -> None:
         status = await one.put("", authorizationURL=sim.url + "/oauth/authorize")
         assert status.reason == "NeedsAuthorization"
         begun = await one.stub.BeginAuthorization(
-            pb.BeginAuthorizationRequest(account_id=ACCOUNT, redirect_uri=REDIRECT), timeout=5)
+            pb.BeginAuthorizationRequest(account_id=ACCOUNT, redirect_uri=REDIRECT), timeout=30)
         code = await asyncio.to_thread(_consent, begun.authorization_url)
         status = await one.stub.CompleteAuthorization(
-            pb.CompleteAuthorizationRequest(state=begun.state, code=code), timeout=10)
+            pb.CompleteAuthorizationRequest(state=begun.state, code=code), timeout=30)
         assert (status.reason, status.healings) == ("Valid", 1)
         given = await one.get()
         assert (await one.get(given.version)).version != given.version, "its refresh token works"
         async with refused(Code.FAILED_PRECONDITION) as details:
             await one.stub.CompleteAuthorization(
-                pb.CompleteAuthorizationRequest(state=begun.state, code=code), timeout=10)
+                pb.CompleteAuthorizationRequest(state=begun.state, code=code), timeout=30)
         assert "invalid_grant" in details[0]
         assert code not in details[0]
 
@@ -283,7 +283,7 @@ async def test_what_makes_a_sign_in_impossible_is_said(tmp_path: Path, sim: Simu
 
         async def begin(redirect_uri: str = REDIRECT) -> pb.BeginAuthorizationResponse:
             request = pb.BeginAuthorizationRequest(account_id=ACCOUNT, redirect_uri=redirect_uri)
-            return await one.stub.BeginAuthorization(request, timeout=5)
+            return await one.stub.BeginAuthorization(request, timeout=30)
 
         async with refused(Code.FAILED_PRECONDITION):
             await begin()
@@ -299,11 +299,11 @@ async def test_what_makes_a_sign_in_impossible_is_said(tmp_path: Path, sim: Simu
         begun = await begin()
         for state in ("", "forged", begun.state[:-4] + "AAAA"):
             async with refused(Code.FAILED_PRECONDITION) as details:
-                await one.stub.CompleteAuthorization(pb.CompleteAuthorizationRequest(state=state, code="c"), timeout=5)
+                await one.stub.CompleteAuthorization(pb.CompleteAuthorizationRequest(state=state, code="c"), timeout=30)
             assert "state" in details[0]
         await one.put("other", seed="3", authorizationURL=sim.url + "/oauth/authorize")
         async with refused(Code.FAILED_PRECONDITION) as details:
-            await one.stub.CompleteAuthorization(pb.CompleteAuthorizationRequest(state=begun.state, code="c"), timeout=5)
+            await one.stub.CompleteAuthorization(pb.CompleteAuthorizationRequest(state=begun.state, code="c"), timeout=30)
         assert "changed meanwhile" in details[0]
 
 
@@ -315,7 +315,7 @@ def _consent(url: str) -> str:
             return None
 
     try:
-        urllib.request.build_opener(Stay).open(url, timeout=10)
+        urllib.request.build_opener(Stay).open(url, timeout=30)
     except urllib.error.HTTPError as answer:
         return parse_qs(urlsplit(answer.headers["location"]).query)["code"][0]
     raise AssertionError("the provider did not send the browser back")

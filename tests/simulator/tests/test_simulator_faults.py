@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.simulator.tests.rawhttp import Raw, ask, body
+from tests.support.caller import eventually
 from tests.support.sim import Simulator
 
 
@@ -80,7 +81,7 @@ def test_accepted_then_silent_until_the_client_leaves(sim):
         left_at = time.time()
     row = only_row(sim)
     assert row["outcome"] == "client_gone"
-    assert row["client_gone_at"] == pytest.approx(left_at, abs=0.5)
+    assert row["client_gone_at"] == pytest.approx(left_at, abs=2.0)
 
 
 def test_half_closed_before_headers_swallows_what_follows(sim):
@@ -88,8 +89,7 @@ def test_half_closed_before_headers_swallows_what_follows(sim):
     with Raw(sim.url) as raw:
         assert raw.send(body()).read().ended == "fin"
         raw.send(body("to nobody"))
-        time.sleep(0.1)
-        first, second = sim.truth()
+        first, second = eventually(sim.truth, within_s=30, wanted=lambda rows: len(rows) == 2)
     assert (first["outcome"], second["outcome"]) == ("cut", "swallowed")
 
 
@@ -340,16 +340,16 @@ def test_flapping_by_count(sim):
 
 
 def test_flapping_by_time(sim):
-    sim.script(standing={"status": 529}, flap={"ill_s": 0.4, "well_s": 30})
+    sim.script(standing={"status": 529}, flap={"ill_s": 1.5, "well_s": 30})
     assert ask(sim.url, body()).status == 529
-    time.sleep(0.45)
+    time.sleep(1.6)
     assert ask(sim.url, body()).status == 200
 
 
 def test_a_standing_illness_that_passes(sim):
-    sim.script(standing={"status": 500}, lasts_s=0.3)
+    sim.script(standing={"status": 500}, lasts_s=1.5)
     assert [ask(sim.url, body()).status for _ in range(3)] == [500, 500, 500]
-    time.sleep(0.35)
+    time.sleep(1.6)
     assert ask(sim.url, body()).status == 200
 
 

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from tests.simulator.tests.rawhttp import KEY, MODEL, Raw, ask, body
+from tests.support.caller import eventually
 from tests.support.sim import Simulator
 
 
@@ -323,28 +324,26 @@ def test_truth_of_a_client_that_leaves_in_the_middle(sim):
     left_at = time.time()
     row = sim.wait_quiet()[0]
     assert row["outcome"] == "client_gone"
-    assert row["client_gone_at"] == pytest.approx(left_at, abs=0.3)
+    assert row["client_gone_at"] == pytest.approx(left_at, abs=2.0)
     assert len(seen.events) <= row["frames_sent"] < 50
     assert (row["usage_final"], row["usage"]["output_tokens"]) == (False, 1)
-    assert row["ended_at"] - row["client_gone_at"] < 0.2
+    assert row["ended_at"] - row["client_gone_at"] < 2.0
 
 
 def test_truth_of_a_client_that_leaves_before_its_body_is_whole(sim):
     with Raw(sim.url) as raw:
         raw.sock.sendall(raw.head(1000) + b"{")
-        time.sleep(0.1)
-        assert sim.concurrent()["one"]["current"] == 1
+        eventually(lambda: sim.concurrent()["one"]["current"], within_s=30, wanted=lambda n: n == 1)
     row = sim.wait_quiet()[0]
     assert (row["outcome"], row["request_complete"], row["request_bytes"], row["status"]) == ("client_gone", False, 1, 0)
 
 
 def test_truth_since_summary_and_concurrency(sim):
-    sim.script({"delay_s": 0.3}, {"delay_s": 0.3}, {"status": 500})
+    sim.script({"delay_s": 1.5}, {"delay_s": 1.5}, {"status": 500})
     threads = [threading.Thread(target=ask, args=(sim.url, body())) for _ in range(2)]
     for t in threads:
         t.start()
-    time.sleep(0.15)
-    assert sim.concurrent()["one"] == {"current": 2, "max": 2}
+    eventually(lambda: sim.concurrent()["one"], within_s=30, wanted=lambda seen: seen == {"current": 2, "max": 2})
     assert [r["outcome"] for r in sim.truth()] == ["open", "open"]
     assert sim.truth(closed="true") == []
     for t in threads:

@@ -32,7 +32,8 @@ _OPTIONS = [
 _CHANNEL_OPTIONS = [
     *_OPTIONS,
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    # How long a connection may take to come about: with less, a peer on a busy machine counts as away.
+    ("grpc.min_reconnect_backoff_ms", 1_000),
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.lb_policy_name", "round_robin"),
     # A name of many pods is looked up again at once when one of them goes; the default waits half a minute.
