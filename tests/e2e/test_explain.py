@@ -119,9 +119,10 @@ def test_waiting(stands: Stands, load: Load) -> None:
 
 def test_a_caller_that_hangs_up_frees_its_place(stands: Stands, load: Load) -> None:
     stand = stands["hangup"]
-    running = runs(stands, stand, load, "[[sim delay_s=5]]")
-    gone = load.ask(message(), key=stand.key, hang_up_after_s=1.0)
-    eventually(lambda: waiting(stands), within_s=1.0)
+    assert waiting(stands) == 0
+    running = runs(stands, stand, load, "[[sim delay_s=8]]")
+    gone = load.ask(message(), key=stand.key, hang_up_after_s=3.0)
+    eventually(lambda: waiting(stands), within_s=3.0)
     assert gone.result(30).hung_up
     eventually(lambda: waiting(stands), within_s=5.0, wanted=lambda n: n == 0)
     waits = stand.begin(load)  # the queue holds one

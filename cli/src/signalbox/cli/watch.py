@@ -55,6 +55,7 @@ class Watcher:
         self._state = State()
         self._healings: dict[str, int] = {}
         self._wake = asyncio.Event()
+        self._stopping = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -68,6 +69,8 @@ class Watcher:
 
     async def stop(self) -> None:
         """Stop reconciling; what was begun is finished by the next start."""
+        # Cancelling alone may leave the thread that watches files behind, and the process waits for it.
+        self._stopping.set()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -158,7 +161,7 @@ class Watcher:
         until_s = time.monotonic() + span_s
         changes = watchfiles.awatch(
             self._directory, recursive=False, watch_filter=_is_document, debounce=_DEBOUNCE_MS, step=_STEP_MS,
-            rust_timeout=int(span_s * 1000), yield_on_timeout=True,
+            rust_timeout=int(span_s * 1000), yield_on_timeout=True, stop_event=self._stopping,
         )
         # Runs as soon as the watch is set up: what changed between the last pass and now is not missed.
         asyncio.get_running_loop().call_soon(self.trigger)
