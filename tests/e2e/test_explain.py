@@ -55,9 +55,9 @@ def told(stands: Stands, request_id: str, attempts: int) -> tuple[list[dict[str,
     return rows, stands.instance.run("explain", request_id).stdout
 
 
-def runs(stands: Stands, stand: Stand, load: Load, prompt: str) -> Future[Seen]:
+def runs(stand: Stand, load: Load, prompt: str, **fields: Any) -> Future[Seen]:
     """Begin a request and return its future once the provider has it."""
-    begun = stand.begin(load, prompt)
+    begun = stand.begin(load, prompt, **fields)
     eventually(lambda: stand.received("a"), within_s=2.0)
     return begun
 
@@ -105,7 +105,7 @@ def test_a_moved_pin(stands: Stands) -> None:
 
 def test_waiting(stands: Stands, load: Load) -> None:
     stand = stands["queued"]
-    running = runs(stands, stand, load, RUNS_A_WHILE)
+    running = runs(stand, load, RUNS_A_WHILE)
     waits = stand.begin(load)
     seen: Seen = waits.result(30)
     assert running.result(30).whole
@@ -120,7 +120,7 @@ def test_waiting(stands: Stands, load: Load) -> None:
 def test_a_caller_that_hangs_up_frees_its_place(stands: Stands, load: Load) -> None:
     stand = stands["hangup"]
     assert waiting(stands) == 0
-    running = runs(stands, stand, load, "[[sim delay_s=8]]")
+    running = runs(stand, load, "[[sim deltas=180 delta_delay_s=0.05]]", stream=True, max_tokens=8192)
     gone = load.ask(message(), key=stand.key, hang_up_after_s=3.0)
     eventually(lambda: waiting(stands), within_s=3.0)
     assert gone.result(30).hung_up
@@ -136,7 +136,7 @@ def test_a_full_pinned_account_is_waited_for_and_left_for_once(stands: Stands) -
     caller = Caller(stands.instance.url, stand.key)
     assert caller.send(headers={"x_session_id": "talk"}).status == 200
     with Load(stands.instance.url, "", seed=2, callers=0) as load:
-        running = runs(stands, stand, load, "[[sim delay_s=5]]")
+        running = runs(stand, load, "[[sim delay_s=5]]")
         answer = caller.send(headers={"x_session_id": "talk"})
         assert answer.status == 200
         assert running.result(30).whole
