@@ -96,14 +96,16 @@ inside() { # inside ROOT COMMAND...: in a mount namespace of its own, with this 
 
 base() { # prints a tar of Debian without recommended packages, with the user that all images run as
     local tar tmp
-    tar=$CACHE/base-$SUITE-$(key base slim).tar
+    tar=$CACHE/base-$SUITE-$(key base slim </dev/null).tar
     if [ ! -s "$tar" ]; then
         log "debootstrap $SUITE"
         tmp=$(mktemp -d "$CACHE/new.XXXXXX")
-        debootstrap --variant=minbase --include=ca-certificates "$SUITE" "$tmp/root" "$(mirror)" >"$tar.log" 2>&1 ||
+        debootstrap --variant=minbase "$SUITE" "$tmp/root" "$(mirror)" >"$tar.log" 2>&1 ||
             { tail -n 5 "$tar.log" >&2; fail "debootstrap failed; see $tar.log"; }
         { echo "deb $(mirror) $SUITE main"; s=$(security); [ -z "$s" ] || echo "deb $s $SUITE-security main"; } >"$tmp/root/etc/apt/sources.list"
         inside "$tmp/root" sh -c 'apt-get update -qq && apt-get upgrade -qq -y' >>"$tar.log" 2>&1 || log "without the newest updates; see $tar.log"
+        inside "$tmp/root" apt-get install -qq -y --no-install-recommends ca-certificates >>"$tar.log" 2>&1 ||
+            fail "apt-get failed; see $tar.log"
         cp "$tmp/root/etc/apt/sources.list" "$tar.sources"
         inside "$tmp/root" useradd -u $APP -U -d /home/app -m -s /usr/sbin/nologin app
         slim "$tmp/root"
@@ -114,7 +116,7 @@ base() { # prints a tar of Debian without recommended packages, with the user th
 }
 
 key() { # key FUNCTION...: names what they make, together with what is given on standard input
-    { declare -f "$@"; cat "$HERE/slim.sh" "$HERE/oci.py"; [ -t 0 ] || cat; } | sha256sum | cut -c1-12
+    { declare -f "$@"; cat "$HERE/slim.sh" -; } | sha256sum | cut -c1-12
 }
 
 pack() { # pack ROOT TAR [MEMBER]: the same files give the same bytes
@@ -124,14 +126,16 @@ pack() { # pack ROOT TAR [MEMBER]: the same files give the same bytes
 
 packages() { # packages NAME PACKAGE...: prints a tar of what these Debian packages add to the base
     local name=$1 tar tmp; shift
-    tar=$CACHE/$name-$SUITE-$(printf '%s\n' "$BASE" "$@" | key packages slim).tar
+    tar=$CACHE/$name-$SUITE-$(printf '%s\n' "$BASE" "$@" | key packages slim inside).tar
     if [ ! -s "$tar" ]; then
         log "installing $*"
         tmp=$(mktemp -d "$CACHE/new.XXXXXX"); mkdir "$tmp/root"
         tar -C "$tmp/root" --numeric-owner -xpf "$BASE"
         cp "$BASE.sources" "$tmp/root/etc/apt/sources.list"
-        mkdir -p "$tmp/root/etc/postgresql-common"
-        echo "create_main_cluster = false" >"$tmp/root/etc/postgresql-common/createcluster.conf"
+        if [ "$name" = postgresql ]; then
+            mkdir "$tmp/root/etc/postgresql-common"
+            echo "create_main_cluster = false" >"$tmp/root/etc/postgresql-common/createcluster.conf"
+        fi
         inside "$tmp/root" sh -c 'apt-get update -qq && apt-get install -qq -y --no-install-recommends "$@"' - "$@" >"$tar.log" 2>&1 ||
             { tail -n 5 "$tar.log" >&2; fail "apt-get failed; see $tar.log"; }
         slim "$tmp/root"
@@ -169,20 +173,12 @@ tool() { # a Python with pip; what is installed by it is told where to go
     "$CACHE/tool/bin/python" -m "$@"
 }
 
-compiled() { # compiled ROOT: byte code beside the modules, because the root is read-only when they run
-    local root=$1 python
-    python=$CACHE/tool/bin/python
-    [ "$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')" = "$PYTHON" ] || python=
-    find "$root" -name '*.pyc' -delete
-    if [ -n "$python" ]; then
-        "$python" -m compileall -q --invalidation-mode unchecked-hash -s "$root" "$root/opt" >/dev/null
-    else
-        local tmp; tmp=$(mktemp -d "$CACHE/new.XXXXXX")
-        tar -C "$tmp" --numeric-owner -xpf "$BASE"; tar -C "$tmp" --numeric-owner -xpf "$PYTHON_LAYER"
-        cp -a "$root/opt" "$tmp/"
-        inside "$tmp" env -u PYTHONDONTWRITEBYTECODE python3 -m compileall -q --invalidation-mode unchecked-hash /opt >/dev/null
-        rm -rf "$root/opt"; mv "$tmp/opt" "$root/opt"; rm -rf --one-file-system "$tmp"
-    fi
+compiled() { # compiled ROOT: byte code in ROOT/opt, made by the image's own Python
+    local tmp; tmp=$(mktemp -d "$CACHE/new.XXXXXX")
+    tar -C "$tmp" --numeric-owner -xpf "$BASE"; tar -C "$tmp" --numeric-owner -xpf "$PYTHON_LAYER"
+    mv "$1/opt" "$tmp/"
+    inside "$tmp" sh -s compile /opt <"$HERE/slim.sh"
+    mv "$tmp/opt" "$1/"; rm -rf --one-file-system "$tmp"
 }
 
 code() { # code TAR PACKAGE...: packages of the workspace and their commands

@@ -79,6 +79,7 @@ def archive(options: argparse.Namespace, command: list[str]) -> None:
             **({"StopSignal": options.stop_signal} if options.stop_signal else {}),
         },
         "rootfs": {"type": "layers", "diff_ids": [digest for _, digest, _ in layers]},
+        "history": [{"created_by": "deploy/images/oci.py"} for _ in layers],  # engines want one to build upon it
     })
     manifest = _json({
         "schemaVersion": 2, "mediaType": OCI + "manifest.v1+json", "config": _descriptor("config.v1+json", config),
