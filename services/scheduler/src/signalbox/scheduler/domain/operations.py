@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-encode: Final = msgspec.msgpack.Encoder().encode
+_pack: Final = msgspec.msgpack.Encoder().encode
 NEVER_MS: Final = 9_000_000_000_000
 NOTHING: Final = (0, 0)
 """Neither tokens nor cost."""
@@ -50,7 +50,7 @@ class Candidate(msgspec.Struct, array_like=True, frozen=True):
     draining: int
 
 
-class Take(msgspec.Struct, tag_field="op", tag="admit", kw_only=True, omit_defaults=True):
+class Take(msgspec.Struct, kw_only=True):
     """Admit a request to the first candidate that has room.
 
     `version` is the registry's as the caller knows it; where `names` are given, their `versions` decide instead.
@@ -59,8 +59,7 @@ class Take(msgspec.Struct, tag_field="op", tag="admit", kw_only=True, omit_defau
     cannot serve refuses). `session` is the pin's name; `hint` the pinned account as far as known. Where that is no
     candidate, `hint_state` says why (elsewhere: serve elsewhere and leave the pin; anything else moves or refuses it)
     and `refuse` what its pool says. `turn`: 1 for a request that has waited, which need not stand behind others;
-    `hurry`: 1 where it will not wait for a full pinned account. The functions know the defaults too
-    (lua/3_common.lua): they are not sent.
+    `hurry`: 1 where it will not wait for a full pinned account.
     """
 
     id: str
@@ -90,7 +89,7 @@ class Take(msgspec.Struct, tag_field="op", tag="admit", kw_only=True, omit_defau
     hurry: int = 0
 
 
-class Settle(msgspec.Struct, tag_field="op", tag="settle", kw_only=True, omit_defaults=True):
+class Settle(msgspec.Struct, kw_only=True):
     """End a lease. `effect` is (kind, reason, until, model class, jitter 0..1); `windows` are names and values."""
 
     id: str
@@ -106,7 +105,7 @@ class Settle(msgspec.Struct, tag_field="op", tag="settle", kw_only=True, omit_de
     windows: tuple[str, ...] = ()
 
 
-class Retake(Take, tag_field="op", tag="retry", kw_only=True):
+class Retake(Take, kw_only=True):
     """Settle `failed` and admit again; `last` 1 where this decides: nothing more is offered and nobody waits."""
 
     failed: Settle
@@ -132,8 +131,48 @@ class Leave(msgspec.Struct, tag_field="op", tag="leave"):
     held: str
 
 
-class Reap(Settle, tag_field="op", tag="reap", kw_only=True):
+class Reap(Settle, kw_only=True):
     """Settle a lease that expired."""
+
+
+def encode(operation: msgspec.Struct | dict[str, Any]) -> bytes:
+    """Return an operation as the functions read it (lua/3_common.lua).
+
+    The frequent ones are plain values one after another, in an agreed order: what they repeat from request to request
+    is packed by itself, so that the functions know it again instead of reading it.
+    """
+    if isinstance(operation, Take):
+        return _encode_take(operation)
+    if isinstance(operation, Settle):
+        return _encode_settle(operation)
+    return _pack(operation)
+
+
+_LONG_TEXT: Final = b"\xdb"
+_LONG_ARRAY, _SHORT_ARRAY = 3, 1
+"""Bytes before the values of an array of more than 15, and of one of fewer."""
+
+
+def _encode_take(t: Take) -> bytes:
+    op, failed, last = ("retry", _text(encode(t.failed)), t.last) if isinstance(t, Retake) else ("admit", None, 0)
+    return _pack((
+        op, t.id, t.key, t.owner, t.attempt, t.version, t.life, t.most, t.counts, *t.usual, *t.worst, *t.sizes,
+        _text(_pack(t.limits)), [_text(_pack(c)) for c in t.cands] or None, _text(_pack(t.pools)), t.session, t.pin_ttl, t.hint,
+        t.hint_state, t.refuse, t.bound, t.turn, t.hurry, t.tried or None, t.names or None, t.versions or None,
+        failed, last,
+    ))[_LONG_ARRAY:]
+
+
+def _encode_settle(s: Settle) -> bytes:
+    return _pack((
+        "reap" if isinstance(s, Reap) else "settle", s.id, s.tokens, s.cost, s.input, s.output,
+        s.effect if s.effect[0] else None, s.ok, s.ended, s.gateway, s.unused, s.windows or None,
+    ))[_SHORT_ARRAY:]
+
+
+def _text(packed: bytes) -> msgspec.Raw:
+    """Return what is packed already as a text: the functions' msgpack knows no bytes."""
+    return msgspec.Raw(_LONG_TEXT + len(packed).to_bytes(4, "big") + packed)
 
 
 class Head(msgspec.Struct, rename={

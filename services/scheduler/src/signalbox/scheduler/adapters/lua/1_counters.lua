@@ -9,34 +9,50 @@
 -- milliseconds have fewer than 14, so that they may also be joined to names.
 --
 -- A call reads each counter once and writes what its operations added once, at its end: batches are about few keys.
+-- Counters go by their names here, k:<key>:<limit> and a:<group>:<period>; their keys belong to the running epoch.
 
 local BUCKETS = 60
 local WIDTH_MS = {Minute = 1000, Hour = 60000}
 local DAY_MS = 86400000
 local DIMENSIONS = 3
-local USED, RESERVED = {'u1', 'u2', 'u3'}, {'r1', 'r2', 'r3'}
+local SUMS = {'u1', 'u2', 'u3', 'r1', 'r2', 'r3'}
+local USED, RESERVED = 0, 3 -- before the dimension, the place of a sum among SUMS
 
-local opened, unwritten -- of the running call: counters by key; what was added, by key and field
+local COUNTERS = '' -- what the keys begin with; see use_epoch
+local opened, unwritten -- of the running call: counters by name; what was added, by name and slot
 
 local function forget_counters()
   opened, unwritten = {}, {}
 end
 
-local function write_counter(key)
-  local added = unwritten[key]
-  if added then
-    unwritten[key] = nil
-    for field, amount in pairs(added) do
+local function write_counter(name)
+  local added = unwritten[name]
+  if not added then
+    return
+  end
+  unwritten[name] = nil
+  local key, sums = COUNTERS .. name, {0, 0, 0, 0, 0, 0}
+  for slot, amounts in pairs(added.slots) do
+    for i = 1, #SUMS do
+      local amount = amounts[i]
       if amount ~= 0 then
-        redis.call('HINCRBY', key, field, amount)
+        sums[i] = sums[i] + amount
+        if added.width then
+          redis.call('HINCRBY', key, SUMS[i] .. ':' .. slot, amount)
+        end
       end
+    end
+  end
+  for i = 1, #SUMS do
+    if sums[i] ~= 0 then
+      redis.call('HINCRBY', key, SUMS[i], sums[i])
     end
   end
 end
 
 local function write_counters()
-  for key in pairs(unwritten) do
-    write_counter(key)
+  for name in pairs(unwritten) do
+    write_counter(name)
   end
 end
 
@@ -108,15 +124,16 @@ local function store_sums(c)
   end
 end
 
--- The counter at `key`, brought up to `now`: {key, width, slot, ends, o, u = {..}, r = {..}}.
-local function open_counter(key, per, now)
-  if opened[key] then
-    return opened[key]
+-- The counter `name`, brought up to `now`: {name, key, width, slot, ends, o, u = {..}, r = {..}}.
+local function open_counter(name, per, now)
+  if opened[name] then
+    return opened[name]
   end
-  write_counter(key)
+  write_counter(name)
+  local key = COUNTERS .. name
   local v = redis.call('HMGET', key, 'p', 'o', 'u1', 'u2', 'u3', 'r1', 'r2', 'r3')
   local c = {
-    key = key, width = WIDTH_MS[per], o = tonumber(v[2]),
+    name = name, key = key, width = WIDTH_MS[per] or false, o = tonumber(v[2]), slot = 0, ends = 0, fresh = false,
     u = {tonumber(v[3]) or 0, tonumber(v[4]) or 0, tonumber(v[5]) or 0},
     r = {tonumber(v[6]) or 0, tonumber(v[7]) or 0, tonumber(v[8]) or 0},
   }
@@ -143,23 +160,24 @@ local function open_counter(key, per, now)
     end
   end
   if not c.fresh then
-    opened[key] = c
+    opened[name] = c
   end
   return c
 end
 
--- Adds to the field of a sum, and of its bucket where there are any.
-local function increase(key, field, width, slot, amount)
-  local added = unwritten[key]
+-- Adds to a sum, and to its bucket where there are any.
+local function increase(name, place, width, slot, amount)
+  local added = unwritten[name]
   if not added then
-    added = {}
-    unwritten[key] = added
+    added = {width = width, slots = {}}
+    unwritten[name] = added
   end
-  added[field] = (added[field] or 0) + amount
-  if width then
-    local bucket = field .. ':' .. slot
-    added[bucket] = (added[bucket] or 0) + amount
+  local amounts = added.slots[slot]
+  if not amounts then
+    amounts = {0, 0, 0, 0, 0, 0}
+    added.slots[slot] = amounts
   end
+  amounts[place] = amounts[place] + amount
 end
 
 -- Adds to one dimension in the current period.
@@ -168,33 +186,33 @@ local function add(c, dim, used, reserved)
     if c.width and not c.o then c.o = c.slot end
     store_sums(c)
     c.fresh = false
-    opened[c.key] = c
+    opened[c.name] = c
   elseif c.width and not c.o then
     c.o = c.slot
     redis.call('HSET', c.key, 'o', c.o)
   end
   if used ~= 0 then
-    increase(c.key, USED[dim], c.width, c.slot, used)
+    increase(c.name, USED + dim, c.width, c.slot, used)
     c.u[dim] = c.u[dim] + used
   end
   if reserved ~= 0 then
-    increase(c.key, RESERVED[dim], c.width, c.slot, reserved)
+    increase(c.name, RESERVED + dim, c.width, c.slot, reserved)
     c.r[dim] = c.r[dim] + reserved
   end
 end
 
 -- Adds to the period (bucket or calendar start) that an earlier grant was charged to; nothing where it has passed.
-local function adjust(key, per, slot, dim, used, reserved)
-  local c, width = opened[key], WIDTH_MS[per]
-  local p = c and c.slot or tonumber(redis.call('HGET', key, 'p'))
+local function adjust(name, per, slot, dim, used, reserved)
+  local c, width = opened[name], WIDTH_MS[per]
+  local p = c and c.slot or tonumber(redis.call('HGET', COUNTERS .. name, 'p'))
   if not p or (width and slot < p - BUCKETS) or (not width and slot ~= p) then
     return
   end
   if used ~= 0 then
-    increase(key, USED[dim], width, slot, used)
+    increase(name, USED + dim, width, slot, used)
   end
   if reserved ~= 0 then
-    increase(key, RESERVED[dim], width, slot, reserved)
+    increase(name, RESERVED + dim, width, slot, reserved)
   end
   if c then
     c.u[dim], c.r[dim] = c.u[dim] + used, c.r[dim] + reserved
@@ -224,7 +242,7 @@ local function fits_at(c, dim, limit, need, now)
     end
     return c.ends
   end
-  write_counter(c.key)
+  write_counter(c.name)
   local fields, by_bucket, order = redis.call('HGETALL', c.key), {}, {}
   for i = 1, #fields, 2 do
     local of, bucket = string.match(fields[i], '^[ur](%d):(%d+)$')

@@ -24,20 +24,45 @@ end
 local function use_epoch(id)
   if id ~= epoch then
     epoch = id
-    LEASES, EXPIRY, NUMBERS = own('leases'), own('expiry'), own('n')
+    LEASES, EXPIRY, NUMBERS, COUNTERS = own('leases'), own('expiry'), own('n'), own('c:')
     known_first, known_first_count = {}, 0
   end
 end
 
-local function read_token(token)
-  local length = string.byte(token, 1) * 256 + string.byte(token, 2)
-  return cmsgpack.unpack(string.sub(token, 3, 2 + length))
+local TOKEN_HEAD = 0x8d -- how msgpack begins a map of 13
+
+-- A map unpacked as a table grows one entry at a time; one that lies as `write_token` writes it is taken apart without.
+local function head_of(k1, e, k2, t, k3, key, k4, owner, k5, attempt, k6, tried, k7, probe, k8, pool, k9, account, k10,
+    group, k11, model, k12, class, k13, charges)
+  if k1 == 'e' and k2 == 't' and k3 == 'key' and k4 == 'owner' and k5 == 'attempt' and k6 == 'tried' and k7 == 'probe'
+      and k8 == 'pool' and k9 == 'account' and k10 == 'group' and k11 == 'model' and k12 == 'class'
+      and k13 == 'charges' then
+    return {
+      e = e, t = t, key = key, owner = owner, attempt = attempt, tried = tried, probe = probe, pool = pool,
+      account = account, group = group, model = model, class = class, charges = charges, id = '', admitted = t,
+    }
+  end
+  return nil
 end
 
-local function write_token(head, request)
-  local packed = cmsgpack.pack(head)
-  local length = #packed
-  return string.char(math.floor(length / 256), length % 256) .. packed .. request
+local function read_token(token)
+  local high, low, first = string.byte(token, 1, 3)
+  local length = high * 256 + low
+  local head = first == TOKEN_HEAD and head_of(cmsgpack.unpack(string.sub(token, 4, 2 + length)))
+  if not head then -- of another version
+    head = cmsgpack.unpack(string.sub(token, 3, 2 + length))
+    head.admitted = head.t
+  end
+  return head
+end
+
+-- The token of a new lease. Names and their order: head_of.
+local function write_token(q, now, pool, cand, probes, charges, request)
+  local packed = cmsgpack.pack('e', epoch, 't', now, 'key', q.key, 'owner', q.owner, 'attempt', q.attempt,
+    'tried', q.tried, 'probe', probes, 'pool', pool, 'account', cand.account, 'group', cand.group,
+    'model', cand.model, 'class', cand.class, 'charges', charges)
+  local length = 1 + #packed
+  return string.char(math.floor(length / 256), length % 256, TOKEN_HEAD) .. packed .. request
 end
 
 -- Leases and numbers in flight are read once per call, and written together at its end.
@@ -58,6 +83,14 @@ local function lease_of(id)
     leases[id] = token
   end
   return token
+end
+
+-- Reads the leases of several operations at once.
+local function look_ahead(ids)
+  local tokens = redis.call('HMGET', LEASES, unpack(ids))
+  for i, id in ipairs(ids) do
+    leases[id] = tokens[i]
+  end
 end
 
 local function lease_runs(id)
@@ -154,33 +187,111 @@ local function write_changes()
   changed_leases, changed_numbers, changed_ends = {}, {}, {}
 end
 
--- What is not said of an operation; domain/operations.py has the same defaults.
-local UNSAID = {__index = {
-  tried = {}, names = {}, versions = {}, life = 0, most = 0, counts = 0, limits = {}, usual = {0, 0}, worst = {0, 0},
-  sizes = {0, 0}, cands = {}, pools = {}, session = '', pin_ttl = 0, hint = '', hint_state = '', refuse = 0, bound = 0,
-  turn = 0, hurry = 0,
-  tokens = 0, cost = 0, input = 0, output = 0, effect = {'', '', 0, '', 0}, ok = 0, ended = 0, gateway = '', unused = 0,
-  windows = {},
-}}
+-- What many operations repeat is sent packed, and what it comes to is remembered by just that: the documents behind
+-- it change seldom. Nobody may change what is read so.
+local MOST_REMEMBERED = 10000
+
+local function remembering(build)
+  local known, count = {}, 0
+  return function(packed)
+    local value = known[packed]
+    if not value then
+      if count >= MOST_REMEMBERED then
+        known, count = {}, 0
+      end
+      value = build(cmsgpack.unpack(packed))
+      known[packed], count = value, count + 1
+    end
+    return value
+  end
+end
+
+-- Limits by name: what bounds each dimension (-1: nothing) is at 1 to 3.
+local function build_limits(list)
+  local out = {}
+  for i, l in ipairs(list) do
+    out[i] = {l[3], l[4], l[5], name = l[1], per = l[2], strict = l[6] == 1}
+  end
+  return out
+end
+
+local function build_caps(list, group)
+  local out = {}
+  for i, c in ipairs(list) do
+    out[i] = {c[2], c[3], c[4], name = 'a:' .. group .. ':' .. c[1], per = c[1]}
+  end
+  return out
+end
+
+local read_limits = remembering(build_limits)
+local read_pools = remembering(function(list) return list end)
+local read_candidate = remembering(function(c)
+  return {
+    account = c[1], group = c[2], most = c[3], pool = c[4], model = c[5], class = c[6], limits = build_limits(c[7]),
+    caps = build_caps(c[8], c[2]), draining = c[9] == 1,
+  }
+end)
+
+local NONE, NO_EFFECT = {}, {'', '', 0, '', 0}
+
+-- Operations that come as plain values in the order of domain/operations.py: a table is made of them at once, where a
+-- packed one would grow entry by entry. `usual` and `worst` are needs: requests, tokens, nano-dollars.
+local function read_take(op, id, key, owner, attempt, version, life, most, counts, usual_tokens, usual_cost,
+    worst_tokens, worst_cost, input, output, limits, packed, pools, session, pin_ttl, hint, hint_state, refuse, bound,
+    turn, hurry, tried, names, versions, failed, last)
+  local cands = {}
+  for i, cand in ipairs(packed or NONE) do
+    cands[i] = read_candidate(cand)
+  end
+  return {
+    op = op, id = id, key = key, owner = owner, attempt = attempt, version = version, life = life, most = most,
+    usual = {counts, usual_tokens, usual_cost}, worst = {counts, worst_tokens, worst_cost},
+    sizes = {1, input, output}, limits = read_limits(limits), cands = cands, pools = read_pools(pools),
+    session = session, pin_ttl = pin_ttl, hint = hint, hint_state = hint_state, refuse = refuse, bound = bound,
+    turn = turn, hurry = hurry, tried = tried or NONE, names = names or NONE, versions = versions or NONE,
+    failed = failed, last = last,
+  }
+end
+
+local function read_settle(op, id, tokens, cost, input, output, effect, ok, ended, gateway, unused, windows)
+  return {
+    op = op, id = id, tokens = tokens, cost = cost, input = input, output = output, effect = effect or NO_EFFECT,
+    ok = ok, ended = ended, gateway = gateway, unused = unused, windows = windows or NONE,
+  }
+end
+
+local READERS = {admit = read_take, retry = read_take, settle = read_settle, reap = read_settle}
+local FIRST_TEXT, LAST_TEXT = 0xa0, 0xbf -- how msgpack begins a short text
+
+local function read_plain(op, ...)
+  return READERS[op](op, ...)
+end
 
 local function read_operation(packed)
-  local q = setmetatable(cmsgpack.unpack(packed), UNSAID)
+  local first = string.byte(packed, 1)
+  if first < FIRST_TEXT or first > LAST_TEXT then
+    return cmsgpack.unpack(packed)
+  end
+  local q = read_plain(cmsgpack.unpack(packed))
   if q.failed then
-    setmetatable(q.failed, UNSAID)
+    q.failed = read_plain(cmsgpack.unpack(q.failed))
   end
   return q
 end
 
--- What one request needs of a limit: {requests, tokens, nano-dollars}.
+-- What one request needs of a limit.
 local function need_of(q, limit)
-  local amount = limit[6] == 1 and q.worst or q.usual
-  return {q.counts, amount[1], amount[2]}
+  return limit.strict and q.worst or q.usual
+end
+
+local function key_counter(q, limit)
+  return 'k:' .. q.key .. ':' .. limit.name
 end
 
 local function open_limits(q, limits, now)
   local counters = {}
   for i, limit in ipairs(limits) do
-    counters[i] = open_counter(own('c:k:' .. q.key .. ':' .. limit[1]), limit[2], now)
+    counters[i] = open_counter(key_counter(q, limit), limit.per, now)
   end
   return counters
 end
@@ -189,11 +300,11 @@ end
 local function worst_limit(q, limits, counters, now)
   local worst
   for i, limit in ipairs(limits) do
-    local bounds, need = {limit[3], limit[4], limit[5]}, need_of(q, limit)
-    local dim = overrun(counters[i], bounds, need)
+    local need = need_of(q, limit)
+    local dim = overrun(counters[i], limit, need)
     if dim then
-      local at = fits_at(counters[i], dim, bounds[dim], need[dim], now)
-      local never = (need[dim] > bounds[dim]) and 1 or 0
+      local at = fits_at(counters[i], dim, limit[dim], need[dim], now)
+      local never = (need[dim] > limit[dim]) and 1 or 0
       if not worst or (at == 0 and worst[3] ~= 0) or (worst[3] ~= 0 and at > worst[3]) then
         worst = {i, dim, at, never}
       end

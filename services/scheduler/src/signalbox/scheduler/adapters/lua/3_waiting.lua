@@ -24,7 +24,7 @@ end
 local function awaited_lane(cands, pools, now)
   local looked = {}
   for _, cand in ipairs(cands) do
-    local lane = pools[cand[4]][1] .. '|' .. cand[5]
+    local lane = pools[cand.pool][1] .. '|' .. cand.model
     if looked[lane] == nil then
       looked[lane] = is_awaited(lane, now)
     end

@@ -3,14 +3,14 @@
 
 -- Reserves; returns what to undo, as the lease carries it: {counter, period, slot, counted, reserved 2, reserved 3}.
 -- A reservation of -1 says that the dimension is not limited, so that facts are not counted either.
-local function reserve(name, c, per, bounds, need, charges)
-  local charge = {name, per, c.slot, 0, -1, -1}
-  if bounds[1] >= 0 and need[1] > 0 then
+local function reserve(c, limit, need, charges)
+  local charge = {c.name, limit.per, c.slot, 0, -1, -1}
+  if limit[1] >= 0 and need[1] > 0 then
     add(c, 1, need[1], 0)
     charge[4] = need[1]
   end
   for dim = 2, 3 do
-    if bounds[dim] >= 0 then
+    if limit[dim] >= 0 then
       add(c, dim, 0, need[dim])
       charge[3 + dim] = need[dim]
     end
@@ -21,14 +21,13 @@ end
 -- The candidates' health records, read at once: rests (two each) and benches.
 local function read_candidates(q)
   if not is_anyone_out() then
-    return {}, {}
+    return NONE, NONE
   end
   local rests, benches = {}, {}
   for i, cand in ipairs(q.cands) do
-    local account, group, class = cand[1], cand[2], cand[6]
-    benches[i] = account
-    rests[2 * i - 1] = group
-    rests[2 * i] = rest_field(group, class)
+    benches[i] = cand.account
+    rests[2 * i - 1] = cand.group
+    rests[2 * i] = rest_field(cand.group, cand.class)
   end
   return redis.call('HMGET', RESTS, unpack(rests)), redis.call('HMGET', BENCHES, unpack(benches))
 end
@@ -45,23 +44,22 @@ local function unusable(q, i, known, now)
     end
     probes = probes or probe
   end
-  local most = cand[3]
-  if most > 0 and (in_flight('a:' .. cand[1]) >= most
-      or q.turn == 0 and someone_waits(now) and is_awaited('@' .. cand[1], now)) then
+  local most = cand.most
+  if most > 0 and (in_flight('a:' .. cand.account) >= most
+      or q.turn == 0 and someone_waits(now) and is_awaited('@' .. cand.account, now)) then
     return 'full', now + 1000
   end
-  for j, cap in ipairs(cand[8]) do
-    local c = open_counter(own('c:a:' .. cand[2] .. ':' .. cap[1]), cap[1], now)
-    local bounds, need = {cap[2], cap[3], cap[4]}, {1, q.sizes[1], q.sizes[2]}
-    local dim = overrun(c, bounds, need)
+  for j, cap in ipairs(cand.caps) do
+    local c = open_counter(cap.name, cap.per, now)
+    local dim = overrun(c, cap, q.sizes)
     if dim then
-      return 'capped', fits_at(c, dim, bounds[dim], need[dim], now)
+      return 'capped', fits_at(c, dim, cap[dim], q.sizes[dim], now)
     end
     known.caps[i] = known.caps[i] or {}
     known.caps[i][j] = c
   end
-  for j, limit in ipairs(cand[7]) do -- limits that only the name sent to this account falls under
-    local c = open_counter(own('c:k:' .. q.key .. ':' .. limit[1]), limit[2], now)
+  for j, limit in ipairs(cand.limits) do -- limits that only the name sent to this account falls under
+    local c = open_counter(key_counter(q, limit), limit.per, now)
     local worst = worst_limit(q, {limit}, {c}, now)
     if worst then
       return 'key_limit_' .. worst[2], worst[3]
@@ -74,7 +72,7 @@ end
 
 local function position(cands, account)
   for i, cand in ipairs(cands) do
-    if cand[1] == account then
+    if cand.account == account then
       return i
     end
   end
@@ -114,7 +112,7 @@ local function choose(q, known, now)
     pin_reason, pin_until = reason, more
     local refuses = q.refuse
     if skip then
-      refuses = q.pools[q.cands[skip][4]][3]
+      refuses = q.pools[q.cands[skip].pool][3]
     end
     local is_full = reason == 'full' or reason == 'capped'
     if is_full and q.hurry == 0 then
@@ -134,7 +132,7 @@ local function choose(q, known, now)
     local reason, more = 'draining', 0
     if i == skip then
       reason, more = pin_reason, pin_until
-    elseif cand[9] == 0 then
+    elseif not cand.draining then
       reason, more = unusable(q, i, known, now)
       if not reason then
         return {i, note, more, pin_reason}
@@ -182,31 +180,25 @@ end
 local function grant(q, picked, known, counters, kept, request, now)
   local i, note, probes = picked[1], picked[2], picked[3]
   local cand = q.cands[i]
-  local account, group = cand[1], cand[2]
-  local pool = q.pools[cand[4]]
+  local account, group = cand.account, cand.group
+  local pool = q.pools[cand.pool]
   local charges = {}
   for j, limit in ipairs(q.limits) do
-    reserve('k:' .. q.key .. ':' .. limit[1], counters[j], limit[2], {limit[3], limit[4], limit[5]}, need_of(q, limit),
-      charges)
+    reserve(counters[j], limit, need_of(q, limit), charges)
   end
-  for j, c in ipairs(known.extras[i] or {}) do
-    local limit = cand[7][j]
-    reserve('k:' .. q.key .. ':' .. limit[1], c, limit[2], {limit[3], limit[4], limit[5]}, need_of(q, limit), charges)
+  for j, c in ipairs(known.extras[i] or NONE) do
+    local limit = cand.limits[j]
+    reserve(c, limit, need_of(q, limit), charges)
   end
-  for j, c in ipairs(known.caps[i] or {}) do
-    local cap = cand[8][j]
-    reserve('a:' .. group .. ':' .. cap[1], c, cap[1], {cap[2], cap[3], cap[4]}, {1, q.sizes[1], q.sizes[2]}, charges)
+  for j, c in ipairs(known.caps[i] or NONE) do
+    reserve(c, cand.caps[j], q.sizes, charges)
   end
-  local head = {
-    e = epoch, t = now, key = q.key, account = account, group = group, pool = pool[1], model = cand[5],
-    class = cand[6], attempt = q.attempt, tried = q.tried, charges = charges, probe = probes, owner = q.owner,
-  }
-  local token = write_token(head, request)
+  local token = write_token(q, now, pool[1], cand, probes, charges, request)
   if probes then
     take_probe(BENCHES, account, known.benches[i], q.id)
     take_probe(RESTS, group, known.rests[2 * i - 1], q.id)
-    if cand[6] ~= '' then
-      take_probe(RESTS, rest_field(group, cand[6]), known.rests[2 * i], q.id)
+    if cand.class ~= '' then
+      take_probe(RESTS, rest_field(group, cand.class), known.rests[2 * i], q.id)
     end
   end
   if not kept then

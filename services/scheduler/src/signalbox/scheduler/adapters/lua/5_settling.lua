@@ -6,18 +6,20 @@ local function was_in_ledger(head, q)
   return head.e ~= epoch and q.ended > 0 and q.ended < asked_ms and was_heard(q.gateway)
 end
 
+local KEYS_FIRST = 0x6b -- 'k', with which the names of keys' counters begin
+
 -- Turns reservations into facts. `counted` and `reserved` say which parts of the charges the counters hold now.
 local function charge(head, facts, counted, reserved)
   for _, c in ipairs(head.charges) do
-    local name, per, slot = own('c:' .. c[1]), c[2], c[3]
-    local fact = string.sub(c[1], 1, 1) == 'k' and {facts[1], facts[2]} or {facts[3], facts[4]}
+    local name, per, slot = c[1], c[2], c[3]
+    local first = string.byte(name) == KEYS_FIRST and 1 or 3 -- of the facts that this counter counts
     if counted ~= 0 and c[4] > 0 then
       adjust(name, per, slot, 1, counted * c[4], 0)
     end
     for dim = 2, 3 do
       local held = c[2 + dim + 1]
       if held >= 0 then
-        adjust(name, per, slot, dim, fact[dim - 1], reserved and -held or 0)
+        adjust(name, per, slot, dim, facts[first + dim - 2], reserved and -held or 0)
       end
     end
   end
@@ -53,7 +55,7 @@ end
 -- Counters that a recreated lease or a late settlement is charged to may not exist yet.
 local function ensure_counters(head, now)
   for _, c in ipairs(head.charges) do
-    local counter = open_counter(own('c:' .. c[1]), c[2], now)
+    local counter = open_counter(c[1], c[2], now)
     if counter.fresh then
       add(counter, 1, 0, 0)
     end
@@ -86,7 +88,7 @@ local function settle(q, token, now, keep_slot)
     return settle_unknown(q, read_token(token), now)
   end
   local head = read_token(stored)
-  head.id, head.admitted = q.id, head.t
+  head.id = q.id
   drop_lease(q.id)
   if not keep_slot then
     count('k:' .. head.key, -1)

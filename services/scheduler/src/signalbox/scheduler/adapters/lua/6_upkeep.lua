@@ -3,7 +3,7 @@
 local function recreate(id, token, head, now)
   ensure_counters(head, now)
   for _, c in ipairs(head.charges) do
-    local name = own('c:' .. c[1])
+    local name = c[1]
     if c[4] > 0 then
       adjust(name, c[2], c[3], 1, c[4], 0)
     end

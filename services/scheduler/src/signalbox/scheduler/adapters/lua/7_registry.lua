@@ -91,7 +91,7 @@ local function peek(q, now)
   return {
     tonumber(redis.call('HGET', own('n'), 'k:' .. q.key)) or 0,
     tonumber(redis.call('HGET', FIRST_USES, q.key)) or 0,
-    reports(open_limits(q, q.limits, now)),
+    reports(open_limits(q, build_limits(q.limits), now)),
   }
 end
 
@@ -117,7 +117,7 @@ end
 
 -- Adds what the ledger knows to a counter. `rows`: {start in ms, requests, tokens, nano-dollars} each.
 local function rebuild(q, now)
-  local c = open_counter(own('c:' .. q.name), q.per, now)
+  local c = open_counter(q.name, q.per, now)
   add(c, 1, 0, 0)
   for _, row in ipairs(q.rows) do
     local slot = c.width and math.floor(row[1] / c.width) or c.slot
@@ -125,7 +125,7 @@ local function rebuild(q, now)
       slot = -1 -- an earlier period
     end
     for dim = 1, DIMENSIONS do
-      adjust(c.key, q.per, slot, dim, row[1 + dim], 0)
+      adjust(c.name, q.per, slot, dim, row[1 + dim], 0)
     end
     if c.width and slot >= c.slot - BUCKETS and (not c.o or slot < c.o) then
       c.o = slot

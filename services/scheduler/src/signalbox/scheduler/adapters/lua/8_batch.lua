@@ -69,8 +69,7 @@ local ALWAYS = {
   finish = finish,
 }
 
-local function run(packed, now, sound, open, a, b)
-  local q = read_operation(packed)
+local function run(q, now, sound, open, a, b)
   if not SEE_CHANGES[q.op] then
     write_changes()
   end
@@ -88,6 +87,27 @@ local function run(packed, now, sound, open, a, b)
   return WHEN_OPEN[q.op](q, now, a, b)
 end
 
+-- The operations that `args` describe, and what went wrong with those that cannot be read. Leases that several of them
+-- are about are read together.
+local function read_operations(args)
+  local operations, faults, ids = {}, {}, {}
+  for i = 2, #args, 3 do
+    local fine, q = pcall(read_operation, args[i])
+    if fine then
+      operations[i] = q
+      if SEE_CHANGES[q.op] and q.id then
+        ids[#ids + 1] = q.id
+      end
+    else
+      faults[i] = q
+    end
+  end
+  if #ids > 1 and #ids <= MOST_ARGUMENTS then
+    look_ahead(ids)
+  end
+  return operations, faults
+end
+
 -- Arguments: the epoch the caller knows, then three for each operation: packed description, two opaque texts.
 -- Answer: Redis time in ms, then one answer for each operation.
 redis.register_function('@FUNCTION@', function(_, args)
@@ -101,8 +121,12 @@ redis.register_function('@FUNCTION@', function(_, args)
   registry_version = redis.call('GET', 'sb:version') or '0'
   local sound = e[1] and e[1] == confirmed and e[1] == args[1]
   local answers = {now}
+  local operations, faults = read_operations(args)
   for i = 2, #args, 3 do
-    local fine, answer = pcall(run, args[i], now, sound, e[2] == 'open', args[i + 1], args[i + 2])
+    local fine, answer = false, faults[i]
+    if operations[i] then
+      fine, answer = pcall(run, operations[i], now, sound, e[2] == 'open', args[i + 1], args[i + 2])
+    end
     answers[#answers + 1] = fine and answer or {'error', tostring(answer)}
   end
   write_changes()
