@@ -115,11 +115,12 @@ class PriceBook:
     def cost(self, usage: Usage, model: str, at: datetime) -> Cost:
         """Return what `usage` costs when `model` served it at `at`, other models' iterations included."""
         pico, assumed = self._pico(usage, model, at)
+        searches = usage.web_search_requests
         for other, iteration in usage.other_models:
             more, unknown = self._pico(iteration, other, at)
             pico += more
+            searches += iteration.web_search_requests
             assumed = assumed or unknown
-        searches = usage.web_search_requests + sum(u.web_search_requests for _, u in usage.other_models)
         return Cost(_rounded_nano(pico) + searches * self._web_search_nano, assumed)
 
     def worst_case(

@@ -32,8 +32,9 @@ def _moment(ms: int) -> datetime:
 
 
 def _usage(usage: TokenUsage) -> Usage:
+    others = usage.other_models
     return Usage(
         usage.input_tokens, usage.output_tokens, usage.cache_write_5m_tokens, usage.cache_write_1h_tokens,
         usage.cache_read_tokens, usage.web_search_requests, usage.service_tier, usage.inference_geo, usage.speed,
-        tuple((other.model, _usage(other.usage)) for other in usage.other_models),
+        tuple((other.model, _usage(other.usage)) for other in others) if others else (),
     )

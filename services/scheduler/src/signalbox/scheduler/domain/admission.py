@@ -5,12 +5,13 @@ Where there is a `wait` instead, the request is kept, and tried again when there
 """
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Final
 
 from signalbox.scheduler.domain import denials, patience
-from signalbox.scheduler.domain.decisions import REPEATED, decision, why_chosen
+from signalbox.scheduler.domain.decisions import REPEATED, candidates, excluded, serialised, why_chosen
 from signalbox.scheduler.domain.keycheck import check_key
 from signalbox.scheduler.domain.limits import limit_states
 from signalbox.scheduler.domain.operations import NOTHING, Candidate, Head, Retake, Settle, Take, read_token
@@ -25,11 +26,10 @@ from signalbox.scheduler.domain.policies import (
     PoolPolicy,
 )
 from signalbox.scheduler.domain.rank import Ranked, Ranking, Wish, rank
-from signalbox.scheduler.domain.snapshot import PoolIndex
+from signalbox.scheduler.domain.snapshot import NOWHERE, PoolIndex
 from signalbox.scheduler.domain.view import View
-from signalbox.v1.scheduler_pb2 import AdmitRequest, AdmitResponse, Decision, Denial, Grant, RetryRequest
+from signalbox.v1.scheduler_pb2 import AdmitRequest, AdmitResponse, Denial, Grant, RetryRequest
 
-LEASE_TTL_MS: Final = 30_000
 DERIVED_PIN_TTL_MS: Final = 300_000
 COUNT_TOKENS: Final = "count_tokens"
 _MOST_ROUNDS = 12
@@ -40,6 +40,7 @@ _LARGEST_OFFER = 64
 _EFFECTS = {"rest": "limited", "cool": "cooling", "cool_account": "cooling", "bench": "benched"}
 _TRANSIENT = ("limited", "cooling", "full", "capped", "probing")
 _ANY_TIME = ("full", "probing")
+_NOBODY: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 def lease_id(request_id: str, attempt: int) -> str:
@@ -50,51 +51,55 @@ def lease_id(request_id: str, attempt: int) -> str:
 class Admission:
     """One request on its way to a grant or a denial."""
 
+    # What most requests leave as it is lies on the class: fewer things to set up for each.
+    token = b""
+    operation: Take | None = None
+    response: AdmitResponse | None = None
+    wait: Wait | None = None
+    stale = False
+    """The snapshot is behind what Redis holds; it must be refreshed before `replan`."""
+    remember_first_use_ms = 0
+    _attempt = 1
+    _tried: tuple[str, ...] = ()
+    _again_with = ""
+    _failed: Settle | None = None
+    _key: KeyPolicy | None = None
+    _reach = NOWHERE
+    _last_denial: Denial | None = None
+    _session = ""
+    _hint: str | None = None
+    _left_out: Mapping[str, str] = _NOBODY
+    _soonest_ms = 0
+    _waited_for = ""
+    _turn = 0
+    _hurry = False
+    _woken_by = ""
+    _heals_soon: frozenset[str] = frozenset()
+    _revisit: frozenset[str] = frozenset()
+    """Accounts that this request has tried and may try again, once they have rested."""
+    _any_time = False
+    """Whether some account may have room at any moment."""
+    _is_settled = False
+    _pin = ""
+    _pin_reason = ""
+    _offers = 0
+    _rounds = 0
+    _stale_rounds = 0
+    _limits: tuple[KeyLimit, ...] = ()
+    _offered: Sequence[Ranked] = ()
+    _foreseen: Sequence[Ranked] = ()
+    _ranking: Ranking
+
     def __init__(self, view: View, request: AdmitRequest, seq: int, patience_: Patience, now_ms: int) -> None:
         self.view = view
         self.request = request
         self.seq = seq
         self.blob = request.SerializeToString()
-        self.token = b""
-        self.operation: Take | None = None
-        self.response: AdmitResponse | None = None
-        self.wait: Wait | None = None
-        self.stale = False
-        """The snapshot is behind what Redis holds; it must be refreshed before `replan`."""
-        self.remember_first_use_ms = 0
-        self._attempt = 1
-        self._tried: tuple[str, ...] = ()
-        self._again_with = ""
-        self._failed: Settle | None = None
-        self._key: KeyPolicy | None = None
-        self._last_denial: Denial | None = None
-        self._session = ""
-        self._hint: str | None = None
+        self._model = request.model
         self._reasons: dict[str, str] = {}
         """Why accounts cannot serve this request, as Redis said in this decision."""
-        self._left_out: dict[str, str] = {}
-        self._soonest_ms = 0
         self._patience = patience_
-        self._waited_for = ""
-        self._turn = 0
-        self._hurry = False
-        self._woken_by = ""
-        self._heals_soon: frozenset[str] = frozenset()
-        self._revisit: frozenset[str] = frozenset()
-        """Accounts that this request has tried and may try again, once they have rested."""
-        self._any_time = False
-        """Whether some account may have room at any moment."""
-        self._is_settled = False
-        self._pin = ""
-        self._pin_reason = ""
-        self._offers = 0
-        self._rounds = 0
-        self._stale_rounds = 0
-        self._limits: tuple[KeyLimit, ...] = ()
         self._ranking = Ranking()
-        self._indexes: list[PoolIndex] = []
-        self._offered: list[Ranked] = []
-        self._foreseen: list[Ranked] = []
         self._now_ms = now_ms
 
     @classmethod
@@ -158,48 +163,54 @@ class Admission:
         self._key = key
         if key is None or denial is not None:
             return denial
-        for model in (r.model, *r.models):
-            if not key.permits(model):
+        if not key.permits(self._model):
+            return denials.model_not_allowed(key, self._model)
+        for model in r.models:
+            if model != self._model and not key.permits(model):
                 return denials.model_not_allowed(key, model)
         if key.reason == "PoolNotAllowed":
             return denials.pool_not_allowed(key)
-        self._indexes = [i for p in key.pools if (i := self.view.snapshot.index(p)) is not None]
-        if not any(i.members for i in self._indexes):
+        self._reach = reach = self.view.snapshot.reach(key)
+        if not reach.has_members:
             return denials.pool_empty(key)
-        most = max(i.pool.max_attempts for i in self._indexes)
-        return denials.pool_unavailable(key) if self._attempt > most else None
+        return denials.pool_unavailable(key) if self._attempt > reach.most_attempts else None
 
     def _rank(self) -> None:
         self._session = self._session_name()
         if self._hint is None:
             self._hint = self.view.pins.get(self._session) if self._session else ""
-        first = self._again_with if self._again_with not in self._reasons else ""
-        # The pinned account stays among the candidates: what keeps it out decides what becomes of the pin.
-        left_out = {a: why for a, why in self._reasons.items() if a != self._hint}
-        left_out.update((a, "tried") for a in self._tried if a not in self._revisit)
-        self._left_out = left_out
-        want = min(_LARGEST_OFFER, _FIRST_OFFER * (1 + len(self._reasons)))
-        if self._hint and not self._reasons and not self._tried and not self._hurry:
+        first, want = self._hint, _FIRST_OFFER
+        if self._again_with and self._again_with not in self._reasons:
+            first = self._again_with
+        self._left_out = _NOBODY
+        if self._reasons or self._tried:
+            # The pinned account stays among the candidates: what keeps it out decides what becomes of the pin.
+            left_out = {a: why for a, why in self._reasons.items() if a != self._hint}
+            left_out.update((a, "tried") for a in self._tried if a not in self._revisit)
+            self._left_out = left_out
+            want = min(_LARGEST_OFFER, _FIRST_OFFER * (1 + len(self._reasons)))
+        elif self._hint and not self._hurry:
             want = 1  # the pinned account almost always takes it; the others are ranked when it does not
         seed = zlib.crc32(self.request.request_id.encode())
-        wish = Wish(self.request.model, seed, self._now_ms, first or self._hint, left_out, want, self._woken_by)
-        self._ranking = rank(self._indexes, self.view.live, self.view.turns, wish)
+        wish = Wish(self._model, seed, self._now_ms, first, self._left_out, want, self._woken_by)
+        self._ranking = rank(self._reach.indexes, self.view.live, self.view.turns, wish)
 
     def _session_name(self) -> str:
         assert self._key is not None
-        if not self.request.session or not any(i.pool.pin_ttl_ms for i in self._indexes):
+        if not self._reach.pins or not (session := self.request.session):
             return ""
-        return f"{self._key.id}|{self.request.session.hex()}"
+        return f"{self._key.id}|{session.hex()}"
 
     def _offer(self, candidates: list[Ranked]) -> None:
         key, r = self._key, self.request
         assert key is not None
         counts = r.route != COUNT_TOKENS
-        self._limits, limits = key.limits_for(r.model) if counts else ((), ())
+        self._limits, limits = key.limits_for(self._model) if counts else ((), ())
         worst, usual, sizes = self._amounts(key, candidates) if counts else (NOTHING, NOTHING, NOTHING)
-        used = list(dict.fromkeys(c.pool for c in candidates))
-        slots = {position: i + 1 for i, position in enumerate(used)}
-        pools = [self._indexes[p].pool for p in used]
+        slots: dict[int, int] = {}    # the pools that are offered, by their place among the key's, counted from 1
+        for c in candidates:
+            slots.setdefault(c.pool, len(slots) + 1)
+        pools = [self._reach.indexes[p].pool for p in slots]
         versions: list[tuple[str, str]] = []
         if self._stale_rounds >= _MOST_LOST_RACES:
             versions = [(f"{KEY}/{key.id}", key.version), *((f"{POOL}/{p.id}", p.version) for p in pools)]
@@ -230,7 +241,7 @@ class Admission:
 
     def _candidate(self, c: Ranked, pool: int, limits: Sequence[Any], *, counts: bool) -> Candidate:
         extra: tuple[Any, ...] = ()
-        if counts and c.sends != self.request.model and self._key is not None and self._key.limits:
+        if counts and c.sends != self._model and self._key is not None and self._key.limits:
             extra = tuple(x for x in self._key.limits_for(c.sends)[1] if x not in limits)
         return c.account.candidate(pool, c.sends, extra, counts=counts)
 
@@ -240,25 +251,26 @@ class Admission:
         sizes = (r.input_bytes // 4, r.max_tokens) if any(c.account.caps for c in candidates) else NOTHING
         if not key.measures_amounts:
             return NOTHING, NOTHING, sizes
-        worst = self.view.prices.worst_case(r.model, r.input_bytes, r.max_tokens)
-        usual = self.view.estimates.usual(key.id, r.model, r.input_bytes, r.max_tokens, worst)
+        worst = self.view.prices.worst_case(self._model, r.input_bytes, r.max_tokens)
+        usual = self.view.estimates.usual(key.id, self._model, r.input_bytes, r.max_tokens, worst)
         return worst, usual, sizes
 
     def _pin_ttl(self, pool: PoolPolicy) -> int:
         return min(pool.pin_ttl_ms, DERIVED_PIN_TTL_MS) if self.request.session_derived else pool.pin_ttl_ms
 
     def _pinned_index(self) -> PoolIndex | None:
-        return next((i for i in self._indexes if self._hint in i.pool.members), None)
+        return next((i for i in self._reach.indexes if self._hint in i.pool.members), None)
 
     def _pinned_pool_refuses(self) -> bool:
-        return bool(self._hint) and any(i.pool.refuses for i in self._indexes if self._hint in i.pool.members)
+        reach = self._reach
+        return reach.refuses and any(i.pool.refuses for i in reach.indexes if self._hint in i.pool.members)
 
     def _provisionally(self, change: int) -> None:
         """Count the first choice at once, so that a burst that is planned together spreads."""
         live = self.view.live
         for c in self._foreseen:
             self.view.set_running(c.account.id, live.account(c.account.id).in_flight + change)
-            self.view.turns.took(self._indexes[c.pool].pool.id, c.account, change)
+            self.view.turns.took(self._reach.indexes[c.pool].pool.id, c.account, change)
 
     # ------------------------------------------------------------------------------------------------ answers
 
@@ -267,11 +279,12 @@ class Admission:
         kind = answer[0]
         self._now_ms = now_ms
         self._is_settled = kind not in (b"closed", b"lost", b"error")
-        self._provisionally(-1)
-        self._foreseen = []
         if kind == b"grant":
             self._granted(answer)
-        elif kind == b"again":
+            return
+        self._provisionally(-1)
+        self._foreseen = ()
+        if kind == b"again":
             self._granted_before(answer[1])
         elif kind == b"stale":
             self.stale = True
@@ -315,7 +328,7 @@ class Admission:
 
     def _stands_behind(self) -> None:
         """Wait with those that wait already; where that is not allowed, be refused as they will be."""
-        index = patience.queue_of(self._indexes, self.request.model)
+        index = patience.queue_of(self._reach.indexes, self.request.model)
         if not self._waits(index, self._now_ms + patience.BEHIND_MS, patience.BEHIND_OTHERS):
             self._turn = 1
             self.replan(self._now_ms)
@@ -336,7 +349,7 @@ class Admission:
         soonest_ms = self._soonest()
         self._any_time = self._any_time or not self._ranking.excluded.keys().isdisjoint(_ANY_TIME)
         if denial.error_code == "pool_limited" and not self._pin_refused():
-            index = patience.queue_of(self._indexes, self.request.model)
+            index = patience.queue_of(self._reach.indexes, self.request.model)
             if self._waits(index, soonest_ms, patience.ALL_FULL):
                 return
         self._refuse(denial)
@@ -353,7 +366,7 @@ class Admission:
             return True
         lanes: tuple[str, ...] = (f"@{account}",) if account else ()
         if not account and self._attempt == 1:  # what a later attempt has tried may well do for others
-            lanes = patience.lanes_of(self._indexes, self.request.model)
+            lanes = patience.lanes_of(self._reach.indexes, self.request.model)
         self._patience.begin(self._now_ms)
         self._waited_for = self._waited_for or why
         self.operation, self.wait = None, Wait(index.pool, until_ms, wake_ms or until_ms, account, lanes, why)
@@ -383,14 +396,14 @@ class Admission:
         account = self.view.snapshot.accounts.get(account_id)
         return (
             account is not None and account.sends(self.request.model) is not None
-            and any(account_id in i.pool.members for i in self._indexes)
+            and any(account_id in i.pool.members for i in self._reach.indexes)
         )
 
     def try_again(self, now_ms: int, woken_by: str = "") -> None:
         """Plan anew after having waited; `woken_by` is the account that has room again, "" where none in particular."""
         self._turn, self._woken_by = 1, woken_by
         self._reasons, self._soonest_ms, self._any_time, self._rounds, self._offers = {}, 0, False, 0, 0
-        self._foreseen = []
+        self._foreseen = ()
         if self._tried:
             self._look_back()
         self.replan(now_ms)
@@ -421,9 +434,14 @@ class Admission:
         _, position, pin, token, first, running, reports, pin_reason = answer
         chosen = self._offered[position - 1]
         account = chosen.account
+        pool = self._reach.indexes[chosen.pool].pool
+        if position == 1:    # as was foreseen: its turn is counted already
+            self.view.snapshot.release(account.id)
+        else:
+            self._provisionally(-1)
+            self.view.turns.took(pool.id, account)
+        self._foreseen = ()
         self.view.live.set_running(account.id, account.group, running)
-        pool = self._indexes[chosen.pool].pool
-        self.view.turns.took(pool.id, account)
         if first and self._failed is None:
             self.remember_first_use_ms = self._now_ms
         if self._session and pin in (b"new", b"moved"):
@@ -441,7 +459,6 @@ class Admission:
         self, grant: Grant, account: AccountPolicy, pool: PoolPolicy, token: bytes, *, attempt: int, send_model: str,
     ) -> None:
         grant.CopyFrom(account.grant_in(pool))
-        grant.lease_ttl_ms = LEASE_TTL_MS
         grant.lease_id, grant.lease_token = lease_id(self.request.request_id, attempt), token
         grant.attempt, grant.attempts_left = attempt, max(0, pool.max_attempts - attempt)
         grant.send_model = send_model
@@ -523,20 +540,24 @@ class Admission:
         )
 
     def _deny(self, denial: Denial, reports: Sequence[Any] = ()) -> None:
-        strategy = self._indexes[0].pool.strategy if self._indexes else ""
+        indexes = self._reach.indexes
+        strategy = indexes[0].pool.strategy if indexes else ""
         response = AdmitResponse(seq=self.seq, denial=denial)
         self._finish(response, reports, self._decision(strategy, "", denial.error_code))
 
-    def _finish(self, response: AdmitResponse, reports: Sequence[Any], decided: Decision) -> None:
+    def _finish(self, response: AdmitResponse, reports: Sequence[Any], decided: bytes) -> None:
         response.limits.extend(limit_states(self._limits, reports))
-        response.decision = decided.SerializeToString()
+        response.decision = decided
         self.operation, self.response = None, response
 
-    def _decision(self, strategy: str, chosen: str, reason: str) -> Decision:
-        decided = decision(strategy, self._ranking, self._offered, self._reasons, self._left_out)
-        decided.pin, decided.chosen, decided.reason = self._pin, chosen, reason
+    def _decision(self, strategy: str, chosen: str, reason: str) -> bytes:
+        ranking, reasons = self._ranking, self._reasons
+        pinned = pin_reason = ""
         if self._pin in ("moved", "full", "refused"):
-            decided.pinned, decided.pin_reason = self._hint or "", self._pin_reason or self._ranking.pin_state
-        if self._waited_for:
-            decided.waited_ms, decided.waited_for = self._patience.waited_ms(self._now_ms), self._waited_for
-        return decided
+            pinned, pin_reason = self._hint or "", self._pin_reason or ranking.pin_state
+        return serialised(
+            strategy=strategy, considered=ranking.considered, excluded=excluded(ranking, reasons, self._left_out),
+            candidates=candidates(self._offered, reasons), pin=self._pin, chosen=chosen, reason=reason,
+            waited_ms=self._patience.waited_ms(self._now_ms) if self._waited_for else 0, waited_for=self._waited_for,
+            pinned=pinned, pin_reason=pin_reason,
+        )

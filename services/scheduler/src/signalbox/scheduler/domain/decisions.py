@@ -1,6 +1,7 @@
 """What a decision looked at and why it came out as it did: kept in the ledger, told by `explain`."""
 
 from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
 
 from signalbox.scheduler.domain.rank import Ranked, Ranking
 from signalbox.v1.scheduler_pb2 import Candidate, Decision
@@ -28,18 +29,34 @@ def why_chosen(ranking: Ranking, offered: Sequence[Ranked], account_id: str, pin
     return BEST
 
 
-def decision(
-    strategy: str, ranking: Ranking, offered: Sequence[Ranked], reasons: Mapping[str, str], known: Collection[str],
-) -> Decision:
-    """Return what was looked at. `reasons`: why Redis refused accounts; `known`: those that the ranking knew of."""
-    excluded = dict(ranking.excluded)
-    for account_id, why in reasons.items():
-        if account_id not in known:
-            excluded[why] = excluded.get(why, 0) + 1
+def excluded(
+    ranking: Ranking, reasons: Mapping[str, str], known: Collection[str],
+) -> tuple[tuple[str, int], ...]:
+    """Count the accounts that were left out, by reason. `reasons`: why Redis refused some; `known` to the ranking."""
+    counts = ranking.excluded
+    if reasons:
+        counts = dict(counts)
+        for account_id, why in reasons.items():
+            if account_id not in known:
+                counts[why] = counts.get(why, 0) + 1
+    return tuple(counts.items())
+
+
+def candidates(offered: Sequence[Ranked], reasons: Mapping[str, str]) -> tuple[tuple[str, int, str], ...]:
+    """Return the first of those that were offered: account, score, and why Redis refused it."""
+    return tuple([(c.account.id, c.score, reasons.get(c.account.id, "")) for c in offered[:_NOTED]])
+
+
+@lru_cache(maxsize=1024)    # requests of pinned conversations are decided alike, one after another
+def serialised(
+    *, strategy: str, considered: int, excluded: tuple[tuple[str, int], ...],
+    candidates: tuple[tuple[str, int, str], ...], pin: str, chosen: str, reason: str, waited_ms: int, waited_for: str,
+    pinned: str, pin_reason: str,
+) -> bytes:
+    """Return a decision as it is kept; what is what says the message."""
     return Decision(
-        strategy=strategy, considered=ranking.considered, excluded=excluded,
-        candidates=[
-            Candidate(account_id=c.account.id, score=c.score, note=reasons.get(c.account.id, ""))
-            for c in offered[:_NOTED]
-        ],
-    )
+        strategy=strategy, considered=considered, excluded=dict(excluded),
+        candidates=[Candidate(account_id=a, score=score, note=note) for a, score, note in candidates],
+        pin=pin, chosen=chosen, reason=reason, waited_ms=waited_ms, waited_for=waited_for, pinned=pinned,
+        pin_reason=pin_reason,
+    ).SerializeToString()

@@ -157,9 +157,9 @@ def _encode_take(t: Take) -> bytes:
     op, failed, last = ("retry", _text(encode(t.failed)), t.last) if isinstance(t, Retake) else ("admit", None, 0)
     return _pack((
         op, t.id, t.key, t.owner, t.attempt, t.version, t.life, t.most, t.counts, *t.usual, *t.worst, *t.sizes,
-        _text(_pack(t.limits)), [_text(_pack(c)) for c in t.cands] or None, _text(_pack(t.pools)), t.session, t.pin_ttl, t.hint,
-        t.hint_state, t.refuse, t.bound, t.turn, t.hurry, t.tried or None, t.names or None, t.versions or None,
-        failed, last,
+        _text(_pack(t.limits)), [_text(_pack(c)) for c in t.cands] or None, _text(_pack(t.pools)),
+        t.session, t.pin_ttl, t.hint, t.hint_state, t.refuse, t.bound, t.turn, t.hurry,
+        t.tried or None, t.names or None, t.versions or None, failed, last,
     ))[_LONG_ARRAY:]
 
 

@@ -22,6 +22,7 @@ KINDS = (ACCOUNT, POOL, KEY)
 
 # Model families that providers limit apart from one another; every other model counts as a family of its own.
 MODEL_CLASSES = ("opus", "sonnet", "haiku", "fable", "mythos")
+LEASE_TTL_MS = 30_000
 _MOST_CACHED_MODELS = 256
 _MOST_CACHED_GRANTS = 64
 
@@ -194,6 +195,7 @@ class AccountPolicy:
             known = Grant(
                 account_id=self.id, pool_id=pool.id, provider=self.provider, base_url=self.base_url,
                 has_proxy=self.proxied, max_attempts=pool.max_attempts, timeouts=pool.timeouts,
+                lease_ttl_ms=LEASE_TTL_MS,
             )
             if len(self._grants) >= _MOST_CACHED_GRANTS:
                 self._grants.clear()  # the pool has changed that often

@@ -6,7 +6,7 @@ cost no more than small ones and bursts spread; tiers up to that size are looked
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import NamedTuple
@@ -64,7 +64,7 @@ class Wish:
     seed: int
     now_ms: int
     pinned: str = ""
-    left_out: dict[str, str] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
     """Accounts that this request does not take, by reason (tried, or what Redis said in this decision)."""
     want: int = 4
     woken_by: str = ""

@@ -4,6 +4,7 @@ Keeping it up to date is the adapters' business; Redis compares versions, so tha
 """
 
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from signalbox.scheduler.domain.policies import (
     ACCOUNT,
@@ -20,6 +21,7 @@ from signalbox.scheduler.domain.tiers import Tier
 from signalbox.v1.scheduler_pb2 import Object
 
 _MOST_CACHED_MODELS = 256
+
 
 class PoolIndex:
     """One pool's members, by priority and model; built on demand and dropped when a member changes."""
@@ -69,6 +71,22 @@ class PoolIndex:
         return known
 
 
+class Reach(NamedTuple):
+    """Where a key's requests may go, as the documents say."""
+
+    indexes: list[PoolIndex]
+    """Of its pools, in the order in which they are tried."""
+    has_members: bool
+    most_attempts: int
+    pins: bool
+    """Whether any of its pools pins conversations."""
+    refuses: bool
+    """Whether any keeps a conversation where it is pinned, come what may."""
+
+
+NOWHERE = Reach([], has_members=False, most_attempts=0, pins=False, refuses=False)
+
+
 class Snapshot:
     """Keys, pools and accounts by id; keys by hash."""
 
@@ -84,9 +102,11 @@ class Snapshot:
         self._set_aside: set[str] = set()
         self._indexes: dict[str, PoolIndex] = {}
         self._pools_of: dict[str, set[str]] = {}
+        self._reaches: dict[str, Reach] = {}
 
     def put(self, obj: Object, version: str) -> None:
         """Add or replace an object. Raises ValueError for a spec that no reconciler wrote, and then changes nothing."""
+        self._reaches.clear()
         if obj.kind == KEY:
             self._put_key(compile_key(obj.id, version, obj.spec_json, obj.uid, obj.created_at_ms))
         elif obj.kind == POOL:
@@ -104,6 +124,7 @@ class Snapshot:
 
     def delete(self, kind: str, object_id: str) -> None:
         """Remove an object, if it is there."""
+        self._reaches.clear()
         self.objects.pop((kind, object_id), None)
         self.versions.pop((kind, object_id), None)
         if kind == KEY and (key := self.keys.pop(object_id, None)):
@@ -132,6 +153,17 @@ class Snapshot:
         if index is None and (pool := self.pools.get(pool_id)) is not None:
             index = self._indexes[pool_id] = PoolIndex(pool, self.accounts.get, self._set_aside)
         return index
+
+    def reach(self, key: KeyPolicy) -> Reach:
+        """Return where the requests of one of the snapshot's keys may go; worked out once until a document changes."""
+        known = self._reaches.get(key.id)
+        if known is None:
+            indexes = [i for p in key.pools if (i := self.index(p)) is not None]
+            known = self._reaches[key.id] = Reach(
+                indexes, any(i.members for i in indexes), max((i.pool.max_attempts for i in indexes), default=0),
+                any(i.pool.pin_ttl_ms for i in indexes), any(i.pool.refuses for i in indexes),
+            )
+        return known
 
     def release(self, account_id: str) -> None:
         """Have an account looked at again: it may have room, or be well."""
