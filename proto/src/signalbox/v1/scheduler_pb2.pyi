@@ -82,7 +82,7 @@ class AccountModels(_message.Message):
     def __init__(self, account_id: _Optional[str] = ..., base_url: _Optional[str] = ..., provider: _Optional[str] = ..., models: _Optional[_Union[ModelRules, _Mapping]] = ..., map: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class AdmitRequest(_message.Message):
-    __slots__ = ("seq", "request_id", "key_hash", "route", "model", "models", "client", "source_address", "session", "session_derived", "state_bound", "stream", "input_bytes", "max_tokens", "unseen_input", "gateway_id", "deadline_ms", "speed", "inference_geo")
+    __slots__ = ("seq", "request_id", "key_hash", "route", "model", "models", "client", "source_address", "session", "session_derived", "state_bound", "stream", "input_bytes", "max_tokens", "unseen_input", "gateway_id", "deadline_ms", "speed", "inference_geo", "wants_limit_lines")
     SEQ_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     KEY_HASH_FIELD_NUMBER: _ClassVar[int]
@@ -102,6 +102,7 @@ class AdmitRequest(_message.Message):
     DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
     SPEED_FIELD_NUMBER: _ClassVar[int]
     INFERENCE_GEO_FIELD_NUMBER: _ClassVar[int]
+    WANTS_LIMIT_LINES_FIELD_NUMBER: _ClassVar[int]
     seq: int
     request_id: str
     key_hash: bytes
@@ -121,21 +122,24 @@ class AdmitRequest(_message.Message):
     deadline_ms: int
     speed: str
     inference_geo: str
-    def __init__(self, seq: _Optional[int] = ..., request_id: _Optional[str] = ..., key_hash: _Optional[bytes] = ..., route: _Optional[str] = ..., model: _Optional[str] = ..., models: _Optional[_Iterable[str]] = ..., client: _Optional[str] = ..., source_address: _Optional[str] = ..., session: _Optional[bytes] = ..., session_derived: _Optional[bool] = ..., state_bound: _Optional[bool] = ..., stream: _Optional[bool] = ..., input_bytes: _Optional[int] = ..., max_tokens: _Optional[int] = ..., unseen_input: _Optional[bool] = ..., gateway_id: _Optional[str] = ..., deadline_ms: _Optional[int] = ..., speed: _Optional[str] = ..., inference_geo: _Optional[str] = ...) -> None: ...
+    wants_limit_lines: bool
+    def __init__(self, seq: _Optional[int] = ..., request_id: _Optional[str] = ..., key_hash: _Optional[bytes] = ..., route: _Optional[str] = ..., model: _Optional[str] = ..., models: _Optional[_Iterable[str]] = ..., client: _Optional[str] = ..., source_address: _Optional[str] = ..., session: _Optional[bytes] = ..., session_derived: _Optional[bool] = ..., state_bound: _Optional[bool] = ..., stream: _Optional[bool] = ..., input_bytes: _Optional[int] = ..., max_tokens: _Optional[int] = ..., unseen_input: _Optional[bool] = ..., gateway_id: _Optional[str] = ..., deadline_ms: _Optional[int] = ..., speed: _Optional[str] = ..., inference_geo: _Optional[str] = ..., wants_limit_lines: _Optional[bool] = ...) -> None: ...
 
 class AdmitResponse(_message.Message):
-    __slots__ = ("seq", "grant", "denial", "limits", "decision")
+    __slots__ = ("seq", "grant", "denial", "limits", "decision", "limit_lines")
     SEQ_FIELD_NUMBER: _ClassVar[int]
     GRANT_FIELD_NUMBER: _ClassVar[int]
     DENIAL_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     DECISION_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_LINES_FIELD_NUMBER: _ClassVar[int]
     seq: int
     grant: Grant
     denial: Denial
     limits: _containers.RepeatedCompositeFieldContainer[_common_pb2.LimitState]
     decision: bytes
-    def __init__(self, seq: _Optional[int] = ..., grant: _Optional[_Union[Grant, _Mapping]] = ..., denial: _Optional[_Union[Denial, _Mapping]] = ..., limits: _Optional[_Iterable[_Union[_common_pb2.LimitState, _Mapping]]] = ..., decision: _Optional[bytes] = ...) -> None: ...
+    limit_lines: bytes
+    def __init__(self, seq: _Optional[int] = ..., grant: _Optional[_Union[Grant, _Mapping]] = ..., denial: _Optional[_Union[Denial, _Mapping]] = ..., limits: _Optional[_Iterable[_Union[_common_pb2.LimitState, _Mapping]]] = ..., decision: _Optional[bytes] = ..., limit_lines: _Optional[bytes] = ...) -> None: ...
 
 class Grant(_message.Message):
     __slots__ = ("lease_id", "lease_token", "attempt", "key_id", "owner", "account_id", "pool_id", "provider", "base_url", "send_model", "repinned", "has_proxy", "admitted_at_ms", "max_attempts", "attempts_left", "timeouts", "lease_ttl_ms", "waited_ms")

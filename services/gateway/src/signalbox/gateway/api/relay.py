@@ -137,7 +137,7 @@ class RequestRelay:
             grant = answer.grant
             order.attempts = grant.attempt
             order.repinned = order.repinned or grant.repinned
-            order.limit_lines = ratelimit_lines(answer.limits)
+            order.limit_lines = answer.limit_lines or ratelimit_lines(answer.limits)
             ending = await self._attempt(exchange, order, course, answer)
             following = course.after(ending, grant)
             if following.refresh:

@@ -57,5 +57,5 @@ class Order:
             session=session_digest(secret, self.key_hash, session or conversation_seed(body)),
             session_derived=not session, state_bound=facts.state_bound, stream=self.streamed,
             input_bytes=facts.input_bytes, max_tokens=facts.max_tokens, unseen_input=facts.unseen_input,
-            speed=facts.speed, inference_geo=facts.inference_geo,
+            speed=facts.speed, inference_geo=facts.inference_geo, wants_limit_lines=True,
         )

@@ -39,8 +39,8 @@ from signalbox.v1.usage_pb2 import Fact
 
 log = logs.logger(__name__)
 
-Observe = Callable[[AdmitResponse, float], None]
-"""Told of each decision and how long it took, in seconds."""
+Observe = Callable[[Sequence[AdmitResponse], float], None]
+"""Told of decisions and how long each of them took, in seconds."""
 Later = Callable[[SchedulerBatch], None]
 """Takes what is said after the batch's own answer."""
 _Handler = Callable[[list[Any], int], None]
@@ -86,7 +86,8 @@ class Dispatcher:
                 continue
             assert admission.response is not None
             work.answer.admits.append(admission.response)
-            self._observe(admission.response, took_s)
+        if work.answer.admits:
+            self._observe(work.answer.admits, took_s)
         for response in work.unreadable:
             work.answer.admits.append(response)
         self._remember_first_uses(work.admissions)
@@ -94,7 +95,7 @@ class Dispatcher:
 
     def _let_wait(self, admission: Admission, told: SchedulerBatch, later: Later, owner: object) -> None:
         def reply(response: AdmitResponse, took_s: float) -> None:
-            self._observe(response, took_s)
+            self._observe([response], took_s)
             self._remember_first_uses([admission])
             later(SchedulerBatch(admits=[response]))
 

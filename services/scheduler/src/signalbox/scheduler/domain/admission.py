@@ -13,7 +13,7 @@ from typing import Any, Final
 from signalbox.scheduler.domain import denials, patience
 from signalbox.scheduler.domain.decisions import REPEATED, candidates, excluded, serialised, why_chosen
 from signalbox.scheduler.domain.keycheck import check_key
-from signalbox.scheduler.domain.limits import limit_states
+from signalbox.scheduler.domain.limits import limit_states, lines_of_limits
 from signalbox.scheduler.domain.operations import NOTHING, Candidate, Head, Retake, Settle, Take, read_token
 from signalbox.scheduler.domain.patience import Patience, Wait
 from signalbox.scheduler.domain.policies import (
@@ -546,7 +546,10 @@ class Admission:
         self._finish(response, reports, self._decision(strategy, "", denial.error_code))
 
     def _finish(self, response: AdmitResponse, reports: Sequence[Any], decided: bytes) -> None:
-        response.limits.extend(limit_states(self._limits, reports))
+        if self.request.wants_limit_lines and response.HasField("grant"):
+            response.limit_lines = lines_of_limits(self._limits, reports)
+        else:
+            response.limits.extend(limit_states(self._limits, reports))
         response.decision = decided
         self.operation, self.response = None, response
 

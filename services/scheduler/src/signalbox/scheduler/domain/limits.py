@@ -6,6 +6,21 @@ from typing import Any
 
 from signalbox.scheduler.domain.policies import KeyLimit
 from signalbox.v1.common_pb2 import Amount, LimitState
+from signalbox.wire.key_limits import Left, left, limit_lines
+
+
+def lines_of_limits(limits: Sequence[KeyLimit], reports: Sequence[Any]) -> bytes:
+    """Return what callers are told of the tightest limits, as lines of a head; `reports` as for `limit_states`."""
+    requests: Left | None = None
+    tokens: Left | None = None
+    for limit, report in zip(limits, reports, strict=False):
+        if limit.requests is not None:
+            found = left(limit.requests, report[0], report[1], report[6])
+            requests = found if requests is None else min(requests, found)
+        if limit.tokens is not None:
+            found = left(limit.tokens, report[2], report[3], report[6])
+            tokens = found if tokens is None else min(tokens, found)
+    return limit_lines(requests, tokens)
 
 
 def limit_states(limits: Sequence[KeyLimit], reports: Sequence[Any]) -> list[LimitState]:
