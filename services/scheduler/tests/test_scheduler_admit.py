@@ -189,6 +189,29 @@ async def test_count_tokens_meets_key_checks_and_concurrency_only(stage, make):
     assert (looked.limits[0].requests.used, looked.limits[0].tokens.used) == (0, 0)
 
 
+async def test_a_gateway_may_have_the_keys_limits_as_lines_of_a_head(stage, make):
+    """A denial says the limits all the same, and so does a grant to a gateway that does not know of lines."""
+    stub = await stage.add()
+    limits = [
+        make.limit("Day", requests=3), make.limit("Total", requests=2, tokens=10_000), make.limit("Week", costUSD="9"),
+    ]
+    await stage.put(make.account("a"), make.pool("default", "a"), make.key("ada", limits=limits))
+    granted = await stub.Admit(make.ask("ada", wants_limit_lines=True), timeout=5)
+    lines = dict(line.split(b": ") for line in granted.limit_lines.splitlines())
+    assert granted.limit_lines.endswith(b"\r\n")
+    assert 0 < int(lines.pop(b"anthropic-ratelimit-tokens-remaining")) < 10_000
+    assert lines == {
+        b"anthropic-ratelimit-requests-limit": b"2", b"anthropic-ratelimit-requests-remaining": b"1",
+        b"anthropic-ratelimit-tokens-limit": b"10000",
+    }
+    assert not granted.limits
+    plain = await stub.Admit(make.ask("ada"), timeout=5)
+    assert ([x.per for x in plain.limits], plain.limit_lines) == (["Day", "Total", "Week"], b"")
+    denied = await stub.Admit(make.ask("ada", wants_limit_lines=True), timeout=5)
+    assert denied.denial.error_code == "key_limit_requests"
+    assert ([x.per for x in denied.limits], denied.limit_lines) == (["Day", "Total", "Week"], b"")
+
+
 async def test_a_full_pool_is_limited_with_a_second_to_wait(stage, make):
     stub = await stage.add()
     await stage.put(make.account("a", maxConcurrency=1), make.pool("default", "a"), make.key("ada"))

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 import redis
 from hypothesis import HealthCheck, given, settings
@@ -177,6 +178,32 @@ def test_nine_million_dollars_are_exact_to_the_nano(functions):
     for i, (taken, cost) in enumerate(((first, most - 2), (last, 1))):
         functions.call(Settle(id=f"r{1 + 2 * i}.1", cost=cost), taken[3])
     assert functions.used(limit)[4:6] == [most - 1, 0]
+
+
+@pytest.mark.parametrize("names", [sorted, lambda names: sorted(names, reverse=True), lambda names: [*names, "more"]])
+def test_a_lease_of_another_version_is_settled_whatever_the_order_of_its_head(functions, names):
+    """Schedulers of two versions share a Redis during an upgrade; a head is a map, and maps have no order."""
+    limit = Limit("minute", "Minute", 10, 1000, -1, 0)
+    token = functions.take([limit], tokens=100)[3]
+    length = int.from_bytes(token[:2], "big")
+    head = msgspec.msgpack.decode(token[2 : 2 + length])
+    assert list(head) == [
+        "e", "t", "key", "owner", "attempt", "tried", "probe", "pool", "account", "group", "model", "class", "charges",
+    ]
+    packed = msgspec.msgpack.encode({name: head.get(name, 1) for name in names(list(head))})
+    other = len(packed).to_bytes(2, "big") + packed + token[2 + length :]
+    functions.client.hset("sb:e1:leases", "r1.1", other)
+    assert functions.call(Settle(id="r1.1", tokens=70), other) == [b"settled", b"ns/a", 0]
+    assert functions.used(limit)[:4] == [1, 0, 70, 0]
+    assert functions.client.hlen("sb:e1:leases") == 0
+
+
+def test_equal_limits_of_two_keys_are_counted_apart(functions):
+    """What operations repeat is remembered by its text, which says nothing of the key."""
+    limit = Limit("minute", "Minute", 2, -1, -1, 0)
+    kinds = [functions.take([limit], key=key)[0] for key in ("ns/ada", "ns/bob", "ns/ada", "ns/bob", "ns/ada")]
+    assert kinds == [b"grant"] * 4 + [b"deny"]
+    assert functions.used(limit)[:2] == [2, 0]
 
 
 def test_what_a_request_used_counts_where_it_was_admitted(functions):
