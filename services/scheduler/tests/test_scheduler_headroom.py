@@ -12,7 +12,7 @@ from signalbox.scheduler.domain.headroom import SPENT, applies, surplus
 from signalbox.scheduler.domain.policies import AccountPolicy, PoolPolicy
 from signalbox.scheduler.domain.rank import Turns, Wish, rank
 from signalbox.scheduler.domain.snapshot import PoolIndex
-from signalbox.scheduler.domain.state import Health, LiveState
+from signalbox.scheduler.domain.state import GroupState, Health, LiveState
 from signalbox.v1.common_pb2 import Window
 from signalbox.v1.scheduler_pb2 import Timeouts
 
@@ -66,6 +66,11 @@ def test_what_is_in_flight_is_not_left():
 ])
 def test_windows_of_other_models_do_not_count(name, of_class, model_class, expected):
     assert applies(name, of_class, model_class) == expected
+
+
+def test_the_summary_of_all_windows_is_shown_as_none_of_them():
+    told = (quota(0.31, 2.0), quota(0.5, 30.0, "7d"), Window(name="unified", status="allowed"), Window(name="overage"))
+    assert list(GroupState(windows={w.name: w for w in told}).by_name()) == ["5h", "7d"]
 
 
 # -------------------------------------------------------------------------------------------- a simulated day

@@ -11,7 +11,7 @@ from typing import Final
 from signalbox.v1.common_pb2 import Window
 
 _LENGTHS_MS: Final = {"5h": 5 * 3_600_000, "7d": 7 * 86_400_000}
-_IGNORED: Final = ("overage", "unified")
+NO_QUOTA: Final = ("overage", "unified")
 """What may be spent beyond a window, and the summary of all: neither is a quota of its own."""
 TIGHT = 0.01
 """A share left that one request may overrun; below it an account is kept for last."""
@@ -22,12 +22,12 @@ _SHARE_OF_ONE = 0.002
 
 def is_unified(name: str) -> bool:
     """Whether a window is one of a subscription's, which hold for all models unless their names say otherwise."""
-    return name in _IGNORED or name.partition("_")[0] in _LENGTHS_MS
+    return name in NO_QUOTA or name.partition("_")[0] in _LENGTHS_MS
 
 
 def applies(name: str, of_class: str, model_class: str) -> bool:
     """Whether a window limits requests for models of `model_class`; `of_class` is the class that it was told for."""
-    if name in _IGNORED:
+    if name in NO_QUOTA:
         return False
     if of_class:
         return of_class == model_class

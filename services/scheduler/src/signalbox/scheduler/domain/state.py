@@ -5,7 +5,7 @@ A view, refreshed by events and by what each call answers; Redis decides. Pure d
 
 from dataclasses import dataclass, field
 
-from signalbox.scheduler.domain.headroom import surplus
+from signalbox.scheduler.domain.headroom import NO_QUOTA, surplus
 from signalbox.scheduler.domain.policies import AccountPolicy, model_class
 from signalbox.v1.common_pb2 import Window
 
@@ -41,9 +41,11 @@ class GroupState:
     """Worked out lately, by model class: for how many in flight, until when it holds (Unix ms), the value."""
 
     def by_name(self) -> dict[str, Window]:
-        """Return the windows by the provider's name, of those for several classes of models the fullest."""
+        """Return the quotas by the provider's name, of those for several classes of models the fullest."""
         found: dict[str, Window] = {}
         for window in self.windows.values():
+            if window.name in NO_QUOTA:     # nothing of it is used or left: people would read "0 %"
+                continue
             known = found.get(window.name)
             if known is None or window.utilization > known.utilization:
                 found[window.name] = window
