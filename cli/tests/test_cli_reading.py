@@ -184,6 +184,15 @@ def test_a_story_of_a_denial() -> None:
     assert "refused   key_limit_requests with status 429; may be tried again after 3000 ms" in told
 
 
+def test_a_story_claims_no_status_for_a_further_attempt_that_was_not_made() -> None:
+    denial = upb.LedgerRow(request_id="req_1", outcome=cpb.OUTCOME_DENIED, status=429, reason="pool_limited",
+                           retry_after_ms=3000)
+    told = "\n".join(story([explained_row(denial), explained_row(ATTEMPT)]))
+    assert told.index("attempt 1") < told.index("ended     no further attempt: pool_limited; may be tried again after 3000 ms")
+    assert "refused" not in told
+    assert "429" not in told
+
+
 @pytest.mark.parametrize(("last", "sizes"), [(2, [2]), (3, [3]), (7, [3, 3, 1]), (10, [3, 3, 3, 1]), (99, [3, 3, 3, 3])])
 def test_more_rows_than_an_answer_holds_are_asked_for_in_pages(last: int, sizes: list[int]) -> None:
     rows = [upb.LedgerRow(admitted_at_ms=n // 2, request_id=f"r{n:02}", attempt=1) for n in range(11, 0, -1)]

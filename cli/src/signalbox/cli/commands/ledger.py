@@ -155,10 +155,12 @@ def story(rows: Sequence[Row]) -> list[str]:
         f"key       {first['key'] or 'unknown'}" + (f" of {first['owner']}" if first["owner"] else ""),
         f"started   {first['started_at'] or '-'}",
     ]
-    refused = [row for row in rows if row["attempt"] == 0]
-    for row in sorted(rows, key=lambda row: (row in refused, row["attempt"])):  # what was refused comes last
-        lines += ["", *(_denial_lines(row) if row["attempt"] == 0 else _attempt_lines(row)), *_decision_lines(row)]
-    attempts = [row for row in rows if row["attempt"] > 0]
+    attempts = sorted((row for row in rows if row["attempt"] > 0), key=lambda row: row["attempt"])
+    for row in attempts:
+        lines += ["", *_attempt_lines(row), *_decision_lines(row)]
+    for row in rows:  # what was refused comes last
+        if row["attempt"] == 0:
+            lines += ["", *_denial_lines(row, after_attempts=bool(attempts)), *_decision_lines(row)]
     if len(attempts) > 1:
         lines += ["", f"{len(attempts)} attempts; each row says what it cost, failed ones without content cost nothing"]
     return lines
@@ -178,8 +180,10 @@ def _attempt_lines(row: Row) -> list[str]:
     ]
 
 
-def _denial_lines(row: Row) -> list[str]:
+def _denial_lines(row: Row, *, after_attempts: bool) -> list[str]:
     retry = f"; may be tried again after {row['retry_after_ms']} ms" if row["retry_after_ms"] else ""
+    if after_attempts:  # what the caller got may be the last attempt's own error: no status is claimed
+        return [f"ended     no further attempt: {row['reason']}{retry}"]
     return [f"refused   {row['reason']} with status {row['status']}{retry}"]
 
 
