@@ -190,6 +190,12 @@ def test_states_as_the_lists_show_them(world: World) -> None:
         assert {field: listed[plural, name][field] for field in fields} == fields, (plural, name)
 
 
+def test_an_account_without_a_credential_says_why_it_cannot_be_tested(world: World) -> None:
+    done = world.instance.run("accounts", "test", "later", check=False)
+    assert done.returncode == 1
+    assert "default/later has no credential to test: NotImplemented, " in done.stderr
+
+
 # ---------------------------------------------------------------------------------------------- limits
 
 @pytest.mark.parametrize("per", WINDOWS)

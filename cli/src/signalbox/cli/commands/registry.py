@@ -9,7 +9,7 @@ from signalbox.cli.commands.common import object_id
 from signalbox.cli.errors import CommandFailed
 from signalbox.cli.locate import Target
 from signalbox.cli.output import Format, print_json, print_table, progress
-from signalbox.cli.shapes import account_row, key_row, pool_row
+from signalbox.cli.shapes import READY, account_row, key_row, pool_row
 from signalbox.core.rows import Row
 from signalbox.rooms.client import Rooms
 from signalbox.v1 import scheduler_pb2, token_refresher_pb2
@@ -111,8 +111,18 @@ async def _probe(target: Target, account: str, model: str) -> token_refresher_pb
         found = await rooms.list_objects(ACCOUNTS.kind, [account])
         if not found:
             raise CommandFailed(f"there is no ClaudeAccount {account}: `signalbox accounts list` shows all")
-        base_url = account_row(found[0], None)["base_url"]
-        return await rooms.probe(token_refresher_pb2.ProbeRequest(account_id=account, base_url=base_url, model=model))
+        row = account_row(found[0], None)
+        if (await rooms.grants([account])).get(account) is None:
+            raise CommandFailed(f"{account} has no credential to test{_because(row)}")
+        return await rooms.probe(
+            token_refresher_pb2.ProbeRequest(account_id=account, base_url=row["base_url"], model=model),
+        )
+
+
+def _because(row: Row) -> str:
+    """Return the condition that says why an account is not ready, as the end of a sentence."""
+    ready: Row = next((c for c in row["conditions"] if c["type"] == READY and c["status"] == "False"), {})
+    return ": " + ", ".join(filter(None, (ready["reason"], ready["message"]))) if ready else ""
 
 
 def _print_details(row: Row) -> None:
