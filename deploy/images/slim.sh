@@ -33,7 +33,7 @@ packages() { # commands nobody calls, tests, sources of extensions, and symbols 
 }
 
 compile() { # FOLDER: byte code beside the modules; the same every time, by the Python that will run it
-    PYTHONHASHSEED=0 python3 -m compileall -q --invalidation-mode unchecked-hash "$1"
+    PYTHONDONTWRITEBYTECODE=1 PYTHONHASHSEED=0 python3 -m compileall -q --invalidation-mode unchecked-hash "$1"
 }
 
 "$@"
