@@ -33,7 +33,6 @@ from signalbox.v1.scheduler_pb2 import (
     RetryRequest,
     SchedulerBatch,
     SettleRequest,
-    SettleResponse,
 )
 from signalbox.v1.usage_pb2 import Fact
 
@@ -225,7 +224,7 @@ class _Work:
             operation = settlement(self._view, request)
         except ValueError:
             log.warning("lease_token_unreadable", lease_id=request.lease_id)
-            self.answer.settles.append(SettleResponse(seq=request.seq))
+            self.answer.settles.add(seq=request.seq)
             self.unsettled.remove(request)
             return
 
@@ -233,7 +232,7 @@ class _Work:
             if answer[0] == b"settled":
                 self._view.set_running(answer[1].decode(), answer[2])
             if answer[0] != b"closed":
-                self.answer.settles.append(SettleResponse(seq=request.seq))
+                self.answer.settles.add(seq=request.seq)
                 self.unsettled.remove(request)
 
         self._add(operation, request.lease_token, b"", settled)

@@ -3,6 +3,7 @@
 Field names are those that the functions read; times are Unix milliseconds, money nano-dollars.
 """
 
+from functools import cached_property
 from typing import Any, Final
 
 import msgspec
@@ -36,7 +37,7 @@ class Cap(msgspec.Struct, array_like=True, frozen=True):
     output_tokens: int
 
 
-class Candidate(msgspec.Struct, array_like=True, frozen=True):
+class Candidate(msgspec.Struct, array_like=True, frozen=True, dict=True):
     """One account that may be granted. `pool` counts from 1; `draining` accounts serve their pins only."""
 
     account: str
@@ -48,6 +49,11 @@ class Candidate(msgspec.Struct, array_like=True, frozen=True):
     limits: tuple[Limit, ...]
     caps: tuple[Cap, ...]
     draining: int
+
+    @cached_property
+    def packed(self) -> msgspec.Raw:
+        """The candidate as a text of its own; made once, as the same ones are offered again and again."""
+        return _text(_pack(self))
 
 
 class Take(msgspec.Struct, kw_only=True):
@@ -157,7 +163,7 @@ def _encode_take(t: Take) -> bytes:
     op, failed, last = ("retry", _text(encode(t.failed)), t.last) if isinstance(t, Retake) else ("admit", None, 0)
     return _pack((
         op, t.id, t.key, t.owner, t.attempt, t.version, t.life, t.most, t.counts, *t.usual, *t.worst, *t.sizes,
-        _text(_pack(t.limits)), [_text(_pack(c)) for c in t.cands] or None, _text(_pack(t.pools)),
+        _text(_pack(t.limits)), [c.packed for c in t.cands] or None, _text(_pack(t.pools)),
         t.session, t.pin_ttl, t.hint, t.hint_state, t.refuse, t.bound, t.turn, t.hurry,
         t.tried or None, t.names or None, t.versions or None, failed, last,
     ))[_LONG_ARRAY:]

@@ -40,19 +40,20 @@ def settlement(view: View, request: SettleRequest) -> Settle:
         return Settle(id=request.lease_id, unused=1)
     head, blob = read_token(request.lease_token)
     asked = AdmitRequest.FromString(blob)
+    outcome, usage, windows, content = request.outcome, request.usage, request.windows, request.had_content
     taken, given, cost = 0, 0, 0
-    if request.outcome == OUTCOME_OK and request.windows:
-        view.live.learn_size(head.model_class, sum(billed_tokens(request.usage)))
+    if outcome == OUTCOME_OK and windows:
+        view.live.learn_size(head.model_class, sum(billed_tokens(usage)))
     if measures_amounts(head):
-        taken, given, cost = _facts(view, head, asked, request.usage, request.served_model, content=request.had_content)
-        if request.outcome == OUTCOME_OK and asked.route != COUNT_TOKENS:
+        taken, given, cost = _facts(view, head, asked, usage, request.served_model, content=content)
+        if outcome == OUTCOME_OK and asked.route != COUNT_TOKENS:
             view.estimates.learn(head.key_id, asked.model, (taken + given, cost))
-    well = request.outcome == OUTCOME_OK or (request.outcome == OUTCOME_CLIENT_GONE and request.had_content)
+    well = outcome == OUTCOME_OK or (outcome == OUTCOME_CLIENT_GONE and content)
     return Settle(
         id=request.lease_id, tokens=taken + given, cost=cost, input=taken, output=given,
         effect=_effect(request.effect), ok=int(well), gateway=asked.gateway_id,
         ended=head.admitted_ms + request.duration_ms, unused=int(request.unused),
-        windows=tuple(text for w in request.windows for text in (_window_field(w, head), write_window(w))),
+        windows=tuple([text for w in windows for text in (_window_field(w, head), write_window(w))]),
     )
 
 
