@@ -69,6 +69,7 @@ def test_requests_usage_and_explain_agree(demo: Demo) -> None:
     assert demo.json("requests", "--account", "busy", "--outcome", "upstream_error") == [rows[-1]]
     assert demo.json("requests", "--since", "2000-01-01", "--until", "2000-01-02") == []
     usage = demo.json("usage", "--by", "account,day", "--since", "1h")
+    assert demo.json("usage", "--by", "account", "--by", "day", "--since", "1h") == usage
     assert {u["account"] for u in usage} == {r["account"] for r in rows}
     for field in ("input_tokens", "output_tokens"):
         assert sum(u[field] for u in usage) == sum(r[field] for r in rows)

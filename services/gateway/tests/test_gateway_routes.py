@@ -147,7 +147,7 @@ async def test_usage_is_the_callers_own(gate):
     assert gate.reports.asked == [("default/ada", "day", 1793491200000, 1795165200000)]
 
 
-@pytest.mark.parametrize("query", ["by=owner", "since=yesterday", "until=0"])
+@pytest.mark.parametrize("query", ["by=owner", "by=day&by=model", "since=yesterday", "until=0"])
 async def test_wrong_questions_about_usage_are_refused(gate, query):
     reply = await gate.client.get(f"/v1/usage?{query}")
     assert (reply.status, reply.error_code) == (400, "request_invalid")

@@ -122,7 +122,9 @@ def check(
 
 @app.command()
 def usage(
-    by: Annotated[str, typer.Option(metavar="FIELDS", help="Of key,owner,account,model,day; with commas.")] = "key",
+    by: Annotated[list[str] | None, typer.Option(
+        metavar="FIELDS", help="Of key,owner,account,model,day; with commas, or given again.", show_default="key",
+    )] = None,
     since: options.Since = None,
     until: options.Until = None,
     key: options.KeyFilter = None,
@@ -134,7 +136,7 @@ def usage(
     from signalbox.cli.commands.ledger import Span, UsageFilter, show_usage
     from signalbox.cli.locate import locate
 
-    show_usage(locate(data), UsageFilter(by, key, account, Span(since, until)), output)
+    show_usage(locate(data), UsageFilter(",".join(by or ["key"]), key, account, Span(since, until)), output)
 
 
 @app.command()

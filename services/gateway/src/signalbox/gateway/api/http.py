@@ -119,7 +119,7 @@ class CallerRoutes:
     async def usage(self, request: Request) -> Response:
         """Show what the caller's key has used."""
         query = request.query_params
-        by = query.get("by", "")
+        by = ",".join(query.getlist("by"))
         if by not in GROUPS:
             raise Refusal("request_invalid", "by: must be day or model")
         since_ms = views.moment_ms(query.get("since", ""), "since")
