@@ -89,7 +89,7 @@ def test_a_denial_can_be_explained(demo: Demo) -> None:
     token = next(line for line in demo.said if "ANTHROPIC_AUTH_TOKEN=" in line).split("ANTHROPIC_AUTH_TOKEN=")[1].strip()
     request = urllib.request.Request(f"{url}/v1/messages", data=b"{}", headers={"authorization": f"Bearer {token}"})
     with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(request, timeout=10)
+        urllib.request.urlopen(request, timeout=30)
     assert refused.value.code == 401
     request_id = refused.value.headers["x-signalbox-request-id"]
     for _ in range(50):

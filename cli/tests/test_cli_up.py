@@ -106,7 +106,7 @@ class Up:
 
 def http_status(url: str) -> int:
     try:
-        with urllib.request.urlopen(url, timeout=10) as reply:
+        with urllib.request.urlopen(url, timeout=30) as reply:
             return int(reply.status)
     except urllib.error.HTTPError as e:
         return e.code
@@ -153,7 +153,7 @@ def test_status_shows_every_process(up: Up) -> None:
 
 def test_the_telemetry_port_serves_all_rooms_and_workers(up: Up) -> None:
     status = up.json("status")
-    with urllib.request.urlopen(f"{status['telemetry_url']}/metrics", timeout=10) as reply:
+    with urllib.request.urlopen(f"{status['telemetry_url']}/metrics", timeout=30) as reply:
         text = reply.read().decode()
     assert set(re.findall(r'room="([^"]+)"', text)) == {*ROOMS, "supervisor"} - {"redis"}
     assert set(re.findall(r'room="gateway",worker="(\d)"', text)) == {"0", "1"}
@@ -207,7 +207,7 @@ def test_a_created_key_works_at_once_and_a_rotated_one_twice(up: Up) -> None:
     assert rotated.returncode == 0, rotated.stderr
     for key in (made.stdout.strip(), rotated.stdout.strip()):
         request = urllib.request.Request(f"{up.url}/v1/key-info", headers={"x-api-key": key})
-        with urllib.request.urlopen(request, timeout=10) as reply:
+        with urllib.request.urlopen(request, timeout=30) as reply:
             assert json.load(reply)["owner"] == "bob@example.com"
 
 
@@ -224,7 +224,7 @@ def test_a_killed_room_is_back(up: Up, room: str) -> None:
     telemetry = up.json("status")["telemetry_url"]
 
     def now() -> dict[str, Any]:
-        with urllib.request.urlopen(f"{telemetry}/status", timeout=10) as reply:
+        with urllib.request.urlopen(f"{telemetry}/status", timeout=30) as reply:
             return next(r for r in json.load(reply)["rooms"] if r["room"] == room)
 
     within(2.0 + SLACK_S, lambda: now()["pid"] not in (None, before["pid"]))

@@ -241,9 +241,9 @@ def test_an_operator_authorises_an_account_with_a_browser(w: World) -> None:
         url = next(line.strip() for line in running.stdout if line.startswith("http"))
         callback = parse_qs(urlsplit(url).query)["redirect_uri"][0]
         # Somebody else on this machine guesses: it is not taken for the answer.
-        with urllib.request.urlopen(f"{callback}?state=guessed&code=mine", timeout=10):
+        with urllib.request.urlopen(f"{callback}?state=guessed&code=mine", timeout=30):
             pass
-        with urllib.request.urlopen(url, timeout=10) as page:
+        with urllib.request.urlopen(url, timeout=30) as page:
             assert page.url.startswith(callback)
             assert b"close this page" in page.read()
         said, complained = running.communicate(timeout=60)

@@ -152,7 +152,7 @@ class Instance:
 
 
 def _get(url: str, headers: Mapping[str, str] | None = None) -> bytes:
-    with urllib.request.urlopen(urllib.request.Request(url, headers=dict(headers or {})), timeout=15) as response:
+    with urllib.request.urlopen(urllib.request.Request(url, headers=dict(headers or {})), timeout=60) as response:
         return bytes(response.read())
 
 
