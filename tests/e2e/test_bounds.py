@@ -196,6 +196,8 @@ STREAM = 32 * 1024
 async def test_readers_that_stall_hold_their_provider_back_and_nobody_else(hall: Hall, crowd: Crowd) -> None:
     hall.sim.script(standing={"flood": LONG}, match={"body": "a long answer"})
     ask = post(CROWD_KEY, message_of(300, "a long answer", stream=True), close=False)
+    # What came just before may still be on its way to the ledger.
+    await _until(lambda: not hall.instance.metric("signalbox_journal_pending"))
     before, rows_before = hall.memory(), _outcomes(hall)
     beside: list[float] = []
     async with Watch(hall.memory, 0.5) as memory:
