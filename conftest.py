@@ -5,6 +5,7 @@ from hypothesis import settings
 
 # An example that takes long on a busy machine is no failure; pytest's own timeout ends what hangs.
 settings.register_profile("signalbox", deadline=None)
+settings.register_profile("steady", deadline=None, derandomize=True)
 settings.load_profile("signalbox")
 
 # Files that take more than half a minute, the longest first. Workers take one file after the other: a long one that is
