@@ -157,6 +157,47 @@ def test_the_administrator_sees_all_namespaces(
     assert (ns, "acme") in found
 
 
+# What runs in a pod finds these files; here in a mount namespace of the command's own.
+AS_IN_A_POD = """
+mount -t tmpfs tmpfs /run
+mkdir -p /run/secrets/kubernetes.io
+cp -r "$1" /run/secrets/kubernetes.io/serviceaccount
+shift
+exec "$@"
+"""
+
+
+@pytest.mark.skipif(
+    subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode != 0,
+    reason="needs a mount namespace: root",
+)
+def test_in_a_pod_the_service_account_decides(
+    plane: ControlPlane, api: Api, release: Release, sim: Simulator, ns: str, tmp_path: Path,
+) -> None:
+    key = tenant(api, release, ns, sim.url)
+    grant_tenant(api, f"system:serviceaccount:{ns}:default", ns)
+    token = within(SOON_S, lambda: api.get("ServiceAccount", "default", ns) and api.token("default", ns))
+    files = {"token": str(token), "namespace": ns, "ca.crt": plane.authority.certificate_file.read_text()}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    host, port = plane.url.removeprefix("https://").split(":")
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("SIGNALBOX_") and k != "KUBECONFIG"}
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["unshare", "--mount", "sh", "-e", "-c", AS_IN_A_POD, "sh", str(tmp_path), SIGNALBOX, *arguments, "--cluster"],
+            env={**clean, "KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": port}, text=True,
+            capture_output=True, timeout=60, check=False,
+        )
+
+    listed = run("keys", "list", "-o", "json")
+    assert [(row["namespace"], row["name"]) for row in rows(listed)] == [(ns, "ada")], listed.stderr
+    paused = run("keys", "pause", "ada")
+    assert paused.returncode == 0, paused.stderr
+    within(SOON_S, lambda: "key_paused" in release.call(key)[1])
+    assert "said no" in run("keys", "pause", "default/ada").stderr
+
+
 def test_no_cluster_is_told_plainly(tmp_path: Path) -> None:
     missing = runner(tmp_path / "nothing")("keys", "list", fails=True)
     assert "kubeconfig" in missing.stderr.lower() or "nothing" in missing.stderr
