@@ -49,6 +49,10 @@ clients() {
     fi
 }
 
+curl_of_examples() {
+    command -v curl >/dev/null || debian curl || echo "setup: curl is missing; examples that use it will be skipped" >&2
+}
+
 servers() { # unpacked beside the clients, not installed: an installed server would start, and nginx take port 80
     local where=tests/clients/debian wanted=()
     [ -x $where/usr/sbin/nginx ] || wanted+=(nginx)
@@ -66,6 +70,6 @@ servers() { # unpacked beside the clients, not installed: an installed server wo
 environment
 case ${1:-} in
     "") ;;
-    clients) clients; servers ;;
+    clients) clients; servers; curl_of_examples ;;
     *) fail "unknown argument $1" ;;
 esac

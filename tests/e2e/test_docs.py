@@ -8,6 +8,7 @@ run has an HTML comment above it that says why.
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -167,6 +168,8 @@ def newcomer(simulator: Simulator, tmp_path_factory: pytest.TempPathFactory) -> 
 def _needs(block: Block) -> None:
     if re.search(r"^claude\b", block.code, re.M) and not CLAUDE.exists():
         pytest.skip("Claude Code is not installed: scripts/setup.sh clients")
+    if re.search(r"\bcurl\b", block.code) and shutil.which("curl") is None:
+        pytest.skip("curl is not installed: scripts/setup.sh clients")
     if block.language == "js" and not TYPESCRIPT_SDK.exists():
         pytest.skip("the TypeScript SDK is not installed: scripts/setup.sh clients")
 
