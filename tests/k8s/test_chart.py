@@ -12,7 +12,7 @@ from tests.deploy.chart import CHART, ROOMS, SCHEMAS, helm, pods, template
 from tests.deploy.test_chart import MATRIX, MONITORING
 from tests.support.control_plane import ControlPlane
 from tests.support.instance import SIGNALBOX
-from tests.support.kube import Api
+from tests.support.kube import SOON_S, Api, within
 
 VALUES = ("--set=postgresql.bundled.enabled=true", "--set=rooms.tls.mode=Generated", "--set=crds.install=false")
 GRANTS = ("get", "list", "create", "update", "delete")
@@ -29,6 +29,8 @@ def addons(api: Api) -> None:
 def test_the_api_server_takes_every_object(api: Api, case: str) -> None:
     for namespace in ("relay", "a", "b"):
         api.namespace(namespace, **{"pod-security.kubernetes.io/enforce": "restricted"})
+        # Pods need it, and the controller manager makes it a moment later: half a minute after the API server was away.
+        within(SOON_S, lambda namespace=namespace: api.get("ServiceAccount", "default", namespace))
     for document in template(*MATRIX[case], apis=MONITORING):
         api.try_out(document)
 
