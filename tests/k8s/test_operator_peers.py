@@ -67,11 +67,12 @@ def test_a_status_that_the_schema_refuses_stops_nothing(api: Api, alone: Release
     properties["conditions"]["items"]["properties"]["reason"]["enum"] = ["Pending"]
     api.merge("CustomResourceDefinition", crd["metadata"]["name"], {"spec": crd["spec"]})
     try:
-        weights = itertools.count(2)
+        states = itertools.cycle(["Paused", "Active"])
 
         def refused() -> float:
-            # Each change is a status to write; the new schema is in force a moment after it was applied.
-            api.merge("ClaudeAccount", "acme", {"spec": {"weight": next(weights)}}, ns)
+            # Each change gives a condition another reason (what a schema refuses may stay as it is where it does not
+            # change); the new schema is in force a moment after it was applied.
+            api.merge("ClaudeAccount", "acme", {"spec": {"state": next(states)}}, ns)
             time.sleep(0.5)
             return alone.metric("operator", 'signalbox_status_writes_total{kind="ClaudeAccount",result="refused"}')
 
