@@ -20,7 +20,7 @@ from tests.support.machine import free_port
 
 START_LIMIT_S = 60.0
 ROOMS = ("redis", "usage", "token_refresher", "scheduler", "gateway", "operator")
-_SECRET = "a-shared-secret-of-this-test-release-only"
+SHARED_SECRET = "a-shared-secret-of-this-test-release-only"
 
 
 class Release:
@@ -37,7 +37,7 @@ class Release:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("SIGNALBOX_")}
         self._environment = {
             **clean,
-            "SIGNALBOX_SHARED_SECRET": _SECRET,
+            "SIGNALBOX_SHARED_SECRET": SHARED_SECRET,
             "SIGNALBOX_REDIS_URL": f"unix://{directory}/redis.sock",
             "SIGNALBOX_DATABASE_URL": f"sqlite:///{directory}/ledger.db",
             "SIGNALBOX_USAGE_ADDRESS": f"unix:{directory}/usage.sock",
