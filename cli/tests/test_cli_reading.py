@@ -148,7 +148,10 @@ ATTEMPT = upb.LedgerRow(
     started_at_ms=1_795_000_000_123, duration_ms=12, reason="overloaded",
     decision=spb.Decision(
         strategy="Headroom", pin="new", considered=2, chosen="default/a", reason="most headroom",
-        candidates=[spb.Candidate(account_id="default/a", score=10), spb.Candidate(account_id="default/b", score=20)],
+        candidates=[
+            spb.Candidate(account_id="default/c", score=5, note="full"), spb.Candidate(account_id="default/a", score=10),
+            spb.Candidate(account_id="default/b", score=20),
+        ],
         excluded={"Limited": 1},
     ).SerializeToString(),
 )
@@ -173,7 +176,8 @@ def test_a_story_tells_why_and_what_came_of_it() -> None:
                                    cost_nano_usd=1_500_000, usage=cpb.TokenUsage(input_tokens=10, output_tokens=7)))
     told = "\n".join(story([explained_row(ATTEMPT), explained_row(second)]))
     for part in ("req_1", "claude-x", "default/ada", "attempt 1 default/a", "overloaded", "529",
-                 "Headroom: most headroom", "pinned here from now on", "Limited 1", "attempt 2 default/b", "0.0015 USD", "10 input, 7 output", "2 attempts"):
+                 "Headroom: most headroom", "pinned here from now on", "Limited 1", "attempt 2 default/b", "0.0015 USD", "10 input, 7 output", "2 attempts",
+                 "passed  default/c, score 5: full", "taken   default/a, score 10\n", "behind  default/b, score 20\n"):
         assert part in told, part
 
 

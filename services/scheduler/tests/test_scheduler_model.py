@@ -7,6 +7,7 @@ the ends of periods, and flushes everything: then counters are rebuilt from the 
 
 import random
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +34,11 @@ CANDIDATES = [
 USUAL, WORST, SIZES = (100, 70), (200, 300), (40, 60)
 COVERED: Counter[str] = Counter()
 ALL_DAY = (0, 0, 0, 1, 5, 700, 1_000, 3_000, 20_000, 31_000, 61_000, 3_700_000, 26 * 3_600_000)
+
+
+def why(passed: list[Any]) -> list[str]:
+    """Return the reasons of an answer's passed candidates, which come with times."""
+    return [reason.decode() for reason in passed[::2]]
 
 
 @dataclass
@@ -137,12 +143,14 @@ class Model:
                 note = "full"
             else:
                 note = "moved"
+        passed = []
         for account, reason in usable.items():
             if not reason:
-                return self.grant(take, account, note)
-        return ("none",)
+                return self.grant(take, account, note, passed)
+            passed.append(reason)
+        return "none", *passed
 
-    def grant(self, take: Take, account: str, note: str) -> tuple[str, ...]:
+    def grant(self, take: Take, account: str, note: str, passed: Sequence[str] = ()) -> tuple[str, ...]:
         charges = []
         for limit in KEYS[take.key][1]:
             amount = WORST if limit.strict else USUAL
@@ -157,7 +165,7 @@ class Model:
         self.leases[take.id] = Lease(take.key, account, charges, self.now_ms + LEASE_MS, self.epoch)
         if note in ("new", "moved"):
             self.pins[take.session] = account
-        return "grant", account, note
+        return "grant", account, note, *passed
 
     def reserve(
         self, counter: str, per: str, bounds: tuple[int, ...], need: tuple[int, ...],
@@ -294,11 +302,13 @@ class Stage:
         self.counts[expected[0]] = self.counts.get(expected[0], 0) + 1
         said = [answer[0].decode()]
         if said[0] == "grant":
-            said += [take.cands[answer[1] - 1].account, answer[2].decode()]
+            said += [take.cands[answer[1] - 1].account, answer[2].decode(), *why(answer[8])]
             self.former[take.id] = self.model.leases[take.id]
             self.tokens[take.id] = answer[3]
         elif said[0] == "deny":
             said.append(answer[1].decode().partition("_")[0])
+        elif said[0] == "none":
+            said += why(answer[1])
         assert tuple(said) == expected
 
     def settlement(self, lease: str) -> Settle:

@@ -207,14 +207,20 @@ def _decision_lines(row: Row) -> list[str]:
     if decision["waited_for"]:
         lines.append(f"  waited  {decision['waited_ms']} ms: {decision['waited_for']}")
     lines += [
-        f"  {'taken ' if c['account'] == decision['chosen'] else 'behind'}  {c['account']}, score {c['score']}"
-        + (f", {c['note']}" if c["note"] else "")
+        f"  {_standing(c, decision['chosen'])}  {c['account']}, score {c['score']}"
+        + (f": {c['note']}" if c["note"] else "")
         for c in decision["candidates"]
     ]
     if decision["excluded"]:
         left_out = ", ".join(f"{reason} {n}" for reason, n in decision["excluded"].items())
         lines.append(f"  left out  {left_out}; {decision['considered']} could serve the model")
     return lines
+
+
+def _standing(candidate: Row, chosen: str) -> str:
+    if candidate["account"] == chosen:
+        return "taken "
+    return "passed" if candidate["note"] else "behind"
 
 
 def _request_cells(row: Row) -> list[str]:

@@ -60,6 +60,7 @@ LIVE_REASONS: Final = {
     "Paused": "Somebody paused it; the message says why.",
     "Draining": "It finishes what it has and takes no new conversation: as asked, or because it is being deleted.",
     "CoolingDown": "The account rests for seconds after a failure at the provider or on the way.",
+    "Capped": "The account's own `limits` are used up; it serves again once there is room, at the time shown.",
     "Benched": "The account is out until its document or credential changes, or a probe succeeds.",
     "BillingError": "The provider refuses for want of money.",
     "AccountDisabled": "The provider has disabled the account.",

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import Collection
 from typing import Any
 
 import msgspec
@@ -26,6 +27,7 @@ log = logs.logger(__name__)
 _OVERLAP_MS = 2_000
 _RECONNECT_S = 0.5
 _HAS_ROOM = b"+"
+_CAPPED = "Capped"
 _PAGE = 200
 
 
@@ -47,6 +49,7 @@ class LiveRefresher:
         self._seen_ms = 0
         self._opening = 0
         self._health_version: bytes | None = b"none is known"
+        self._caps_version = -1
         self._told_over: set[str] = set()
 
     async def keep_fresh(self) -> None:
@@ -95,18 +98,21 @@ class LiveRefresher:
             "ZRANGEBYSCORE", "sb:dirty", self._seen_ms - _OVERLAP_MS, "+inf", "WITHSCORES",
         )
         used = {account.decode(): int(float(at)) for account, at in pairs(changed)}
+        groups: set[str] = set()
         if used:
-            await self._read_numbers(used)
+            groups = await self._read_numbers(used)
             self._seen_ms = max(used.values())
+        await self._read_caps(groups)
         await self._read_health()
 
     def _forget(self) -> None:
         """Believe no number from before a trouble: leases may be gone, and what was being admitted was not."""
-        self._seen_ms, self._health_version = 0, b"none is known"
+        self._seen_ms, self._health_version, self._caps_version = 0, b"none is known", -1
         for account_id in self._view.live.accounts:
             self._view.set_running(account_id, 0)
 
-    async def _read_numbers(self, used: dict[str, int]) -> None:
+    async def _read_numbers(self, used: dict[str, int]) -> set[str]:
+        """Read what accounts have in flight and what is known of their limit groups; return these."""
         live = self._view.live
         accounts = list(used)
         running = await self._store.command("HMGET", f"sb:{self._store.epoch}:n", *(f"a:{a}" for a in accounts))
@@ -116,6 +122,31 @@ class LiveRefresher:
                 self._queue.freed(account)
             live.account(account).last_used_ms = used[account]
         await self._read_windows(sorted(groups))
+        return groups
+
+    async def _read_caps(self, used: Collection[str]) -> None:
+        """Read which accounts have used up limits of their own, `used` limit groups', and whatever may have changed."""
+        snapshot, caps = self._view.snapshot, self._view.live.caps
+        anew, self._caps_version = self._caps_version != snapshot.version, snapshot.version
+        for account_id in caps.keys() - snapshot.accounts.keys():
+            del caps[account_id]
+        asked = [
+            a for a in snapshot.accounts.values()
+            if a.id in caps or (a.caps and (anew or a.group in used))
+        ]
+        for start in range(0, len(asked), _PAGE):
+            page = asked[start : start + _PAGE]
+            answer = await self._store.one({"op": "capped", "accounts": [(a.group, a.caps) for a in page]})
+            for account, until_ms in zip(page, answer, strict=True):
+                self._note_caps(account.id, until_ms)
+
+    def _note_caps(self, account_id: str, until_ms: int) -> None:
+        caps = self._view.live.caps
+        before = caps.pop(account_id, None)
+        if until_ms:
+            caps[account_id] = Health("limited", _CAPPED, until_ms, 0)
+        if caps.get(account_id) != before:
+            self._tell(account_id)
 
     async def _read_windows(self, groups: list[str]) -> None:
         live = self._view.live

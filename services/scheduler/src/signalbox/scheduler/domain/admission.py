@@ -10,27 +10,18 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, Final
 
-from signalbox.scheduler.domain import denials, patience
+from signalbox.scheduler.domain import denials, offering, patience, refusing
 from signalbox.scheduler.domain.decisions import REPEATED, candidates, excluded, serialised, why_chosen
 from signalbox.scheduler.domain.keycheck import check_key
 from signalbox.scheduler.domain.limits import limit_states, lines_of_limits
-from signalbox.scheduler.domain.operations import NOTHING, Candidate, Head, Retake, Settle, Take, read_token
+from signalbox.scheduler.domain.operations import NOTHING, Head, Retake, Settle, Take, read_token
 from signalbox.scheduler.domain.patience import Patience, Wait
-from signalbox.scheduler.domain.policies import (
-    ACCOUNT,
-    KEY,
-    POOL,
-    AccountPolicy,
-    KeyLimit,
-    KeyPolicy,
-    PoolPolicy,
-)
+from signalbox.scheduler.domain.policies import AccountPolicy, KeyLimit, KeyPolicy, PoolPolicy
 from signalbox.scheduler.domain.rank import Ranked, Ranking, Wish, rank
 from signalbox.scheduler.domain.snapshot import NOWHERE, PoolIndex
 from signalbox.scheduler.domain.view import View
 from signalbox.v1.scheduler_pb2 import AdmitRequest, AdmitResponse, Denial, Grant, RetryRequest
 
-DERIVED_PIN_TTL_MS: Final = 300_000
 COUNT_TOKENS: Final = "count_tokens"
 _MOST_ROUNDS = 12
 _MOST_OFFERS = 12
@@ -38,7 +29,6 @@ _MOST_LOST_RACES = 2
 _FIRST_OFFER = 3
 _LARGEST_OFFER = 64
 _EFFECTS = {"rest": "limited", "cool": "cooling", "cool_account": "cooling", "bench": "benched"}
-_TRANSIENT = ("limited", "cooling", "full", "capped", "probing")
 _ANY_TIME = ("full", "probing")
 _NOBODY: Final[Mapping[str, str]] = MappingProxyType({})
 
@@ -206,15 +196,15 @@ class Admission:
         assert key is not None
         counts = r.route != COUNT_TOKENS
         self._limits, limits = key.limits_for(self._model) if counts else ((), ())
-        worst, usual, sizes = self._amounts(key, candidates) if counts else (NOTHING, NOTHING, NOTHING)
+        worst, usual, sizes = offering.amounts(self.view, key, r, candidates) if counts else (NOTHING, NOTHING, NOTHING)
         slots: dict[int, int] = {}    # the pools that are offered, by their place among the key's, counted from 1
         for c in candidates:
             slots.setdefault(c.pool, len(slots) + 1)
         pools = [self._reach.indexes[p].pool for p in slots]
-        versions: list[tuple[str, str]] = []
+        names: list[str] = []
+        versions: list[str] = []    # of all that it rests on, where comparing the registry's keeps losing races
         if self._stale_rounds >= _MOST_LOST_RACES:
-            versions = [(f"{KEY}/{key.id}", key.version), *((f"{POOL}/{p.id}", p.version) for p in pools)]
-            versions += [(f"{ACCOUNT}/{c.account.id}", c.account.version) for c in candidates]
+            names, versions = offering.versions_of(key, pools, candidates)
         pin_state = self._ranking.pin_state or "gone"
         if self._again_with and self._again_with != self._hint:
             pin_state = "elsewhere"
@@ -224,12 +214,14 @@ class Admission:
         self.operation = self._taking(last=False)(
             id=self.id, key=key.id, owner=key.owner, attempt=self._attempt, tried=self._tried,
             version=str(self.view.snapshot.version),
-            names=[n for n, _ in versions], versions=[v for _, v in versions],
+            names=names, versions=versions,
             life=key.lifetime_ms, most=key.concurrency, counts=int(counts and self._attempt == 1),
             limits=limits, usual=usual, worst=worst, sizes=sizes,
-            cands=[self._candidate(c, slots[c.pool], limits, counts=counts) for c in candidates],
-            pools=[(p.id, self._pin_ttl(p), int(p.refuses)) for p in pools],
-            session=self._session, pin_ttl=self._pin_ttl(pools[0]),
+            cands=[
+                offering.as_candidate(c, slots[c.pool], key, self._model, limits, counts=counts) for c in candidates
+            ],
+            pools=[(p.id, offering.pin_ttl_ms(p, r), int(p.refuses)) for p in pools],
+            session=self._session, pin_ttl=offering.pin_ttl_ms(pools[0], r),
             hint=self._hint or "", hint_state=pin_state,
             refuse=int(self._pinned_pool_refuses()), bound=int(r.state_bound),
             turn=self._turn, hurry=int(self._hurry or self._patience.over),
@@ -238,25 +230,6 @@ class Admission:
     def _taking(self, *, last: bool) -> Callable[..., Take]:
         """Return what makes the operation: the first attempt's takes, a later one's settles the failed one before."""
         return Take if self._failed is None else partial(Retake, failed=self._failed, last=int(last))
-
-    def _candidate(self, c: Ranked, pool: int, limits: Sequence[Any], *, counts: bool) -> Candidate:
-        extra: tuple[Any, ...] = ()
-        if counts and c.sends != self._model and self._key is not None and self._key.limits:
-            extra = tuple(x for x in self._key.limits_for(c.sends)[1] if x not in limits)
-        return c.account.candidate(pool, c.sends, extra, counts=counts)
-
-    def _amounts(self, key: KeyPolicy, candidates: list[Ranked]) -> tuple[tuple[int, int], ...]:
-        """Return the worst case, the usual case (tokens, cost) and the sizes for accounts' caps (input, output)."""
-        r = self.request
-        sizes = (r.input_bytes // 4, r.max_tokens) if any(c.account.caps for c in candidates) else NOTHING
-        if not key.measures_amounts:
-            return NOTHING, NOTHING, sizes
-        worst = self.view.prices.worst_case(self._model, r.input_bytes, r.max_tokens)
-        usual = self.view.estimates.usual(key.id, self._model, r.input_bytes, r.max_tokens, worst)
-        return worst, usual, sizes
-
-    def _pin_ttl(self, pool: PoolPolicy) -> int:
-        return min(pool.pin_ttl_ms, DERIVED_PIN_TTL_MS) if self.request.session_derived else pool.pin_ttl_ms
 
     def _pinned_index(self) -> PoolIndex | None:
         return next((i for i in self._reach.indexes if self._hint in i.pool.members), None)
@@ -293,7 +266,7 @@ class Admission:
             self._hint = answer[1].decode()
             self.replan(now_ms)
         elif kind == b"none":
-            self._none_had_room(answer[1:])
+            self._none_had_room(answer[1])
         elif kind == b"patience":
             self._pinned_is_full(answer[1].decode(), answer[2])
         elif kind == b"behind":
@@ -305,13 +278,12 @@ class Admission:
         if self.response is not None:
             self.operation = None
 
-    def _none_had_room(self, reasons: list[Any]) -> None:
+    def _none_had_room(self, passed: list[Any]) -> None:
         key = self._key
         if self._last_denial is not None or key is None:
             self._deny(self._last_denial or denials.key_invalid())
             return
-        for candidate, reason, until in zip(self._offered, reasons[::2], reasons[1::2], strict=False):
-            self._found_out(candidate.account.id, reason.decode(), until)
+        self._passed_over(passed)
         self._offers += 1
         if self._ranking.more and self._offers < _MOST_OFFERS:
             self.replan(self._now_ms)
@@ -339,7 +311,7 @@ class Admission:
         self._pin_reason = self._reasons.get(self._hint or "", reason)
         wait_ms = max(0, (until_ms or self._soonest_ms or self._ranking.soonest_ms) - self._now_ms)
         self._pin = "refused"
-        self._refuse(denials.pin_refused(self._key, wait_ms, heals=self._pin_reason in _TRANSIENT))
+        self._refuse(denials.pin_refused(self._key, wait_ms, heals=self._pin_reason in refusing.TRANSIENT))
 
     # ------------------------------------------------------------------------------------------------ waiting
 
@@ -424,6 +396,11 @@ class Admission:
         self.wait = None
         self._deny(denials.unavailable())
 
+    def _passed_over(self, passed: list[Any]) -> None:
+        """Note why Redis passed over the first of those that were offered: reason and until when, one after another."""
+        for candidate, reason, until_ms in zip(self._offered, passed[::2], passed[1::2], strict=False):
+            self._found_out(candidate.account.id, reason.decode(), until_ms)
+
     def _found_out(self, account_id: str, reason: str, until_ms: int) -> None:
         self._reasons[account_id] = reason
         self._any_time = self._any_time or reason in _ANY_TIME
@@ -431,7 +408,7 @@ class Admission:
             self._soonest_ms = until_ms
 
     def _granted(self, answer: list[Any]) -> None:
-        _, position, pin, token, first, running, reports, pin_reason = answer
+        _, position, pin, token, first, running, reports, pin_reason, passed = answer
         chosen = self._offered[position - 1]
         account = chosen.account
         pool = self._reach.indexes[chosen.pool].pool
@@ -440,6 +417,7 @@ class Admission:
         else:
             self._provisionally(-1)
             self.view.turns.took(pool.id, account)
+            self._passed_over(passed)
         self._foreseen = ()
         self.view.live.set_running(account.id, account.group, running)
         if first and self._failed is None:
@@ -484,36 +462,17 @@ class Admission:
         if kind in (b"closed", b"lost", b"error") or key is None:
             self._deny(denials.unavailable())
             return
-        _, what, which, at_ms, never, reports = answer
-        wait_ms = max(0, at_ms - self._now_ms) if at_ms else 0
-        if what == b"expired":
-            self._deny(denials.key_expired(key))
-        elif what == b"concurrency":
-            self._deny(denials.key_limit_concurrency(key))
-        else:
-            dimension = int(what.removeprefix(b"limit_"))
-            name = self._limits[which - 1].name
-            self._deny(denials.key_limit(key, dimension, name, wait_ms, never_fits=bool(never)), reports)
+        self._deny(refusing.told_by_redis(answer, key, self._limits, self._now_ms), answer[5])
 
     # ------------------------------------------------------------------------------------------------ responses
 
     def _no_candidate(self) -> Denial:
         """Return the denial for a request that no account takes."""
-        key, ranking = self._key, self._ranking
-        assert key is not None
-        if not ranking.serving:
-            return denials.no_account_for_model(key, self.request.model)
-        reasons = {*ranking.excluded, *self._reasons.values()}
-        wait_ms = max(0, self._soonest() - self._now_ms)
-        transient = not reasons.isdisjoint(_TRANSIENT)
-        if transient and self._pin_refused():
-            return denials.pin_refused(key, wait_ms, heals=True)
-        if transient:
-            return denials.pool_limited(key, wait_ms)
-        limits = [r for r in reasons if r.startswith("key_limit_")]
-        if limits:
-            return denials.key_limit(key, int(limits[0][-1]), self.request.model, wait_ms, never_fits=False)
-        return denials.pool_unavailable(key)
+        assert self._key is not None
+        return refusing.nobody_takes_it(
+            self._key, self.request.model, {*self._ranking.excluded, *self._reasons.values()},
+            max(0, self._soonest() - self._now_ms), serving=self._ranking.serving, pin_refused=self._pin_refused(),
+        )
 
     def _soonest(self) -> int:
         """Return when the first of the accounts that are kept out may serve again, 0 for none."""
@@ -560,7 +519,7 @@ class Admission:
             pinned, pin_reason = self._hint or "", self._pin_reason or ranking.pin_state
         return serialised(
             strategy=strategy, considered=ranking.considered, excluded=excluded(ranking, reasons, self._left_out),
-            candidates=candidates(self._offered, reasons), pin=self._pin, chosen=chosen, reason=reason,
+            candidates=candidates(self._offered, reasons, chosen), pin=self._pin, chosen=chosen, reason=reason,
             waited_ms=self._patience.waited_ms(self._now_ms) if self._waited_for else 0, waited_for=self._waited_for,
             pinned=pinned, pin_reason=pin_reason,
         )

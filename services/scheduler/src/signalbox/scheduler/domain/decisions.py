@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 
 from signalbox.scheduler.domain.rank import Ranked, Ranking
+from signalbox.scheduler.domain.tiers import FULL
 from signalbox.v1.scheduler_pb2 import Candidate, Decision
 
 _NOTED = 4
@@ -42,9 +43,14 @@ def excluded(
     return tuple(counts.items())
 
 
-def candidates(offered: Sequence[Ranked], reasons: Mapping[str, str]) -> tuple[tuple[str, int, str], ...]:
-    """Return the first of those that were offered: account, score, and why Redis refused it."""
-    return tuple([(c.account.id, c.score, reasons.get(c.account.id, "")) for c in offered[:_NOTED]])
+def candidates(
+    offered: Sequence[Ranked], reasons: Mapping[str, str], chosen: str,
+) -> tuple[tuple[str, int, str], ...]:
+    """Return the first of those that were offered: account, score, and why Redis refused it or it came last."""
+    return tuple([
+        (c.account.id, c.score, reasons.get(c.account.id) or (FULL if c.full and c.account.id != chosen else ""))
+        for c in offered[:_NOTED]
+    ])
 
 
 @lru_cache(maxsize=1024)    # requests of pinned conversations are decided alike, one after another

@@ -48,12 +48,16 @@ class Turns:
 
 
 class Ranked(NamedTuple):
-    """One candidate. `pool` indexes the ranked pools; `score`: lower is better, unit by strategy."""
+    """One candidate. `pool` indexes the ranked pools; `score`: lower is better, unit by strategy.
+
+    `full`: it is believed to be, and comes after those that are not.
+    """
 
     account: AccountPolicy
     pool: int
     score: int
     sends: str
+    full: bool = False
 
 
 @dataclass(slots=True)
@@ -114,7 +118,9 @@ def rank(pools: Sequence[PoolIndex], live: LiveState, turns: Turns, wish: Wish) 
             found = _look_at(tier, live, wish, ranking, seen=seen)
             room = wish.want - len(ranking.candidates)
             scored = _score(index, found, live, turns, wish)
-            ranking.candidates += [Ranked(a, position, score, sends) for _, score, _, a, sends in scored[:room]]
+            ranking.candidates += [
+                Ranked(a, position, score, sends, full) for full, score, _, a, sends in scored[:room]
+            ]
             ranking.more = ranking.more or len(scored) > room
     return ranking
 

@@ -61,6 +61,8 @@ class LiveState:
         self.rests: dict[str, Health] = {}
         """By `group` or `group|model class`."""
         self.benches: dict[str, Health] = {}
+        self.caps: dict[str, Health] = {}
+        """Accounts whose own limits are used up. For people to see: what fits into them, Redis alone knows."""
         self.typical: dict[str, float] = {}
         """Tokens that a request lately took, by model class, in this scheduler."""
 

@@ -34,6 +34,8 @@ def availability(view: View, account: AccountPolicy, now_ms: int) -> tuple[str, 
     if fault:
         return fault, None
     out = view.live.kept_out(account.id, account.group, "", now_ms)
+    if out is None and (capped := view.live.caps.get(account.id)) and now_ms < capped.until_ms:
+        out = capped
     if out is None:
         return "", None
     return out.reason or _REASON_OF.get(out.kind, "Benched"), out

@@ -89,7 +89,8 @@ local function read_pin(q)
   return redis.call('GETEX', 'sb:pin:' .. q.session, 'PX', q.pin_ttl)
 end
 
--- Chooses: a table {index, pin note, probes, why not the pinned one} or a finished answer. Pin notes: '', hit, new, moved, full.
+-- Chooses: a table {index, pin note, probes, why not the pinned one, why not those before} or a finished answer.
+-- Pin notes: '', hit, new, moved, full.
 -- A full pinned account is answered with 'patience': the request may wait for it, and says `hurry` when it will not.
 local function choose(q, known, now)
   local note, skip, pin_reason, pin_until = '', nil, nil, 0
@@ -127,7 +128,7 @@ local function choose(q, known, now)
       note = 'moved'
     end
   end
-  local why = {'none'}
+  local passed = {} -- reason and until when, for each candidate that was looked at in vain
   for i, cand in ipairs(q.cands) do
     local reason, more = 'draining', 0
     if i == skip then
@@ -135,13 +136,13 @@ local function choose(q, known, now)
     elseif not cand.draining then
       reason, more = unusable(q, i, known, now)
       if not reason then
-        return {i, note, more, pin_reason}
+        return {i, note, more, pin_reason, passed}
       end
     end
-    why[#why + 1] = reason
-    why[#why + 1] = more
+    passed[#passed + 1] = reason
+    passed[#passed + 1] = more
   end
-  return nil, why
+  return nil, {'none', passed}
 end
 
 local function keep_pin(q, pool, account, note)
@@ -211,7 +212,7 @@ local function grant(q, picked, known, counters, kept, request, now)
   keep_pin(q, pool, account, note)
   local first = known_first[q.key] and 0 or redis.call('HSETNX', FIRST_USES, q.key, now)
   note_first_use(q.key)
-  return {'grant', i, note, token, first, running, reports(counters), picked[4] or ''}
+  return {'grant', i, note, token, first, running, reports(counters), picked[4] or '', picked[5] or NONE}
 end
 
 -- `kept`: the key's slot is already taken by this request.
@@ -239,7 +240,7 @@ local function admit(q, request, now, kept)
     return {'deny', 'limit_' .. worst[2], worst[1], worst[3], worst[4], reports(counters)}
   end
   if #q.cands == 0 then
-    return {'none'}
+    return {'none', NONE}
   end
   if q.turn == 0 and someone_waits(now) and awaited_lane(q.cands, q.pools, now) then
     return {'behind'}

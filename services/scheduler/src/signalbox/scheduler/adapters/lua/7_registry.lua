@@ -1,5 +1,5 @@
 -- The registry that all schedulers share: objects with versions, a log of changes, and fences against old writers.
--- Also what a key's owner may ask: its counters, read without changing anything.
+-- Also what people ask of the counters of keys and accounts, read without changing anything.
 
 local LOG = 'sb:log'        -- members <kind>/<id> by version; deleted objects stay for a while
 local GONE = 'sb:gone'      -- deleted members by version
@@ -93,6 +93,30 @@ local function peek(q, now)
     tonumber(redis.call('HGET', FIRST_USES, q.key)) or 0,
     reports(open_limits(q, build_limits(q.limits), now)),
   }
+end
+
+local SMALLEST = {1, 1, 1} -- what any request needs at least
+
+-- Until when an account's own caps keep out even the smallest request, 0 where they do not.
+local function capped_until(group, caps, now)
+  local latest = 0
+  for _, cap in ipairs(build_caps(caps, group)) do
+    local c = open_counter(cap.name, cap.per, now)
+    local dim = overrun(c, cap, SMALLEST)
+    if dim then
+      latest = math.max(latest, fits_at(c, dim, cap[dim], SMALLEST[dim], now))
+    end
+  end
+  return latest
+end
+
+-- For each of `accounts` (limit group and caps): until when they keep it out, as above.
+local function capped(q, now)
+  local out = {}
+  for i, account in ipairs(q.accounts) do
+    out[i] = capped_until(account[1], account[2], now)
+  end
+  return out
 end
 
 -- A fact that outlives Redis came back from the ledger's database; the oldest wins.

@@ -60,6 +60,7 @@ local ALWAYS = {
   delete = delete,
   changes = changes,
   peek = peek,
+  capped = capped,
   windows = windows,
   remember = remember,
   since = since,
