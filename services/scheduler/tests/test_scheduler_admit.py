@@ -446,6 +446,20 @@ async def test_more_full_accounts_than_are_offered_at_once_do_not_hide_a_free_on
     assert (await stub.Admit(make.ask("ada"), timeout=30)).denial.error_code == "pool_limited"
 
 
+async def test_asking_again_is_no_use_once_a_total_limit_is_used_up(stage, make):
+    """While what is in flight may give some of it back, it is."""
+    stub = await stage.add()
+    total = make.limit("Total", admission="Strict", tokens=1_000)
+    await stage.put(make.account("a"), make.pool("default", "a"), make.key("ada", limits=[total]))
+    running = (await stub.Admit(make.ask("ada", input_bytes=400, max_tokens=800), timeout=30)).grant
+    denied = (await stub.Admit(make.ask("ada", input_bytes=400, max_tokens=800), timeout=30)).denial
+    assert (denied.error_code, denied.retry_after_ms, denied.never_fits) == ("key_limit_tokens", 1_000, False)
+    await stub.Settle(make.ended(running, usage={"input_tokens": 100, "output_tokens": 800}), timeout=30)
+    denied = (await stub.Admit(make.ask("ada", input_bytes=400, max_tokens=800), timeout=30)).denial
+    assert (denied.error_code, denied.retry_after_ms, denied.never_fits) == ("key_limit_tokens", 0, True)
+    assert "ask its administrator for more" in denied.message
+
+
 async def test_limits_by_model_match_the_name_asked_for_and_the_name_sent(stage, make):
     stub = await stage.add()
     by_model = {"per": "Day", "models": ["claude-opus-*"], "admission": "Estimated", "name": "opus", "requests": 2}

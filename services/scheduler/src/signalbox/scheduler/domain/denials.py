@@ -59,7 +59,10 @@ def model_not_allowed(key: KeyPolicy, model: str) -> Denial:
 
 
 def key_limit(key: KeyPolicy, dimension: int, name: str, retry_after_ms: int, *, never_fits: bool) -> Denial:
-    """Refuse because a limit of the key has no room. `dimension`: 1 requests, 2 tokens, 3 cost."""
+    """Refuse because a limit of the key has no room. `dimension`: 1 requests, 2 tokens, 3 cost.
+
+    `retry_after_ms` 0: time alone makes no room, so that asking again is no use.
+    """
     what = _LIMITED[dimension - 1]
     if never_fits:
         message = f"This request is larger than the limit {name!r} of this relay key ever allows ({what})."
@@ -67,7 +70,7 @@ def key_limit(key: KeyPolicy, dimension: int, name: str, retry_after_ms: int, *,
         message = f"The limit {name!r} of this relay key is used up ({what}); try again later."
     else:
         message = f"The limit {name!r} of this relay key is used up ({what}); ask its administrator for more."
-    return _denial(f"key_limit_{what}", message, key, retry_after_ms, never_fits=never_fits)
+    return _denial(f"key_limit_{what}", message, key, retry_after_ms, never_fits=never_fits or not retry_after_ms)
 
 
 def key_limit_concurrency(key: KeyPolicy) -> Denial:
