@@ -2,7 +2,6 @@
 
 import asyncio
 import ssl
-import subprocess
 from urllib.parse import urlsplit
 
 import pytest
@@ -12,6 +11,7 @@ from signalbox.gateway.adapters.origins import Route
 from signalbox.gateway.adapters.upstream_pool import Unreachable, UpstreamPool
 from signalbox.v1.common_pb2 import OUTCOME_UPSTREAM_ERROR
 from signalbox.v1.scheduler_pb2 import AccountEffect, AccountModels
+from tests.support.certificates import self_signed
 from tests.support.machine import busy
 from tests.support.proxies import PASSWORD, TestProxy
 
@@ -106,15 +106,7 @@ class Answer:
 @pytest.fixture(scope="module")
 def identity(tmp_path_factory):
     """A certificate for localhost as a server's context, and a client's context that trusts it alone."""
-    directory = tmp_path_factory.mktemp("tls")
-    key, cert = directory / "key.pem", directory / "cert.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", key,
-         "-out", cert, "-days", "1", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"],
-        check=True, capture_output=True,
-    )
-    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.load_cert_chain(cert, key)
+    server, cert = self_signed(tmp_path_factory.mktemp("tls"))
     client = ssl.create_default_context(cafile=str(cert))
     client.set_alpn_protocols(["http/1.1"])
     return server, client

@@ -5,7 +5,6 @@ import contextlib
 import os
 import resource
 import ssl
-import subprocess
 
 import pytest
 
@@ -13,6 +12,7 @@ from signalbox.gateway.adapters.origins import Route, origin_of
 from signalbox.gateway.adapters.upstream import MAX_HEAD_BYTES, MAX_HEADERS
 from signalbox.gateway.adapters.upstream_pool import Unreachable, UpstreamPool
 from signalbox.gateway.domain.events import Lost
+from tests.support.certificates import self_signed
 from tests.support.machine import busy
 
 REQUEST = b"POST /v1/messages HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n"
@@ -81,21 +81,9 @@ async def ask(pool, port, *, host="127.0.0.1", scheme="http"):
     return route, receiver
 
 
-def certificate(tmp_path, name):
-    key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", key,
-         "-out", cert, "-days", "1", "-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}"],
-        check=True, capture_output=True,
-    )
-    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.load_cert_chain(cert, key)
-    server.set_alpn_protocols(["h2", "http/1.1"])
-    return server, cert
-
-
 async def test_tls_is_spoken_and_its_connections_are_kept(serve, tmp_path):
-    server, cert = certificate(tmp_path, "localhost")
+    server, cert = self_signed(tmp_path)
+    server.set_alpn_protocols(["h2", "http/1.1"])
     client = ssl.create_default_context(cafile=str(cert))
     client.set_alpn_protocols(["http/1.1"])
     pool = UpstreamPool(idle_s=5, idle_per_route=2, tls=client)
@@ -112,7 +100,7 @@ async def test_tls_is_spoken_and_its_connections_are_kept(serve, tmp_path):
 
 @pytest.mark.parametrize(("trusted", "name"), [(False, "localhost"), (True, "elsewhere.example")])
 async def test_a_provider_that_cannot_prove_its_name_gets_nothing(serve, tmp_path, trusted, name):
-    server, cert = certificate(tmp_path, name)
+    server, cert = self_signed(tmp_path, name)
     client = ssl.create_default_context(cafile=str(cert) if trusted else None)
     pool = UpstreamPool(idle_s=5, idle_per_route=2, tls=client)
     port = await serve(OK, tls=server)

@@ -5,7 +5,6 @@ import base64
 import contextlib
 import json
 import ssl
-import subprocess
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -31,6 +30,7 @@ from signalbox.token_refresher.domain.oauth import (
     refresh_request,
 )
 from signalbox.token_refresher.domain.renewal import IdentityUnusable
+from tests.support.certificates import self_signed
 from tests.support.proxies import TestProxy
 
 TOKEN = "the-refresh-token"
@@ -294,7 +294,8 @@ async def test_a_tunnel_through_the_account_proxy_is_used(
 
 @pytest.mark.parametrize("scheme", ["http", "https", "socks5h"])
 async def test_tls_runs_inside_the_tunnel(tmp_path: Path, scheme: str) -> None:
-    server, trusting = localhost_tls(tmp_path)
+    server, cert = self_signed(tmp_path)
+    trusting = ssl.create_default_context(cafile=str(cert))
     proxy = await TestProxy(scheme, tls=server if scheme == "https" else None, password=True).start()
     endpoint = TokenEndpoint(SystemClock(), 20.0, trusting)
     async with Peer(http(200, GOOD), tls=server) as peer:
@@ -325,19 +326,6 @@ async def test_a_refused_password_of_a_proxy_is_quoted_by_nobody(endpoint: Token
     proxy.stop()
     assert isinstance(answer, Unsent)
     assert "hunter2" not in answer.message
-
-
-def localhost_tls(directory: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """Return a server's context for localhost, and a client's that trusts it alone."""
-    key, cert = directory / "key.pem", directory / "cert.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", key,
-         "-out", cert, "-days", "1", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"],
-        check=True, capture_output=True,
-    )
-    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.load_cert_chain(cert, key)
-    return server, ssl.create_default_context(cafile=str(cert))
 
 
 # ---------------------------------------------------------------------------------------------------- identity files
