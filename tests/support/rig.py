@@ -18,6 +18,7 @@ from tests.support.instance import Instance, account, pool, relay_key, secret
 from tests.support.load import Load, Seen, count
 from tests.support.machine import busy
 from tests.support.sim import Simulator
+from tests.support.staged import Staged
 
 SEEDS = [int(seed) for seed in os.environ.get("E2E_SEEDS", "1").split(",")]
 LOAD_S = float(os.environ.get("E2E_LOAD_SECONDS", "2"))
@@ -37,7 +38,7 @@ API_KEY = "sk-ant-e2e-account-key-nobody-may-see-"
 MANY = {"per": "Total", "requests": 10_000_000, "tokens": 10**12, "costUSD": "9000000"}
 
 
-class Rig:
+class Rig(Staged):
     """A simulator, a Signalbox with a dozen accounts behind one key, and the checks that follow a fault."""
 
     def __init__(
@@ -57,22 +58,6 @@ class Rig:
         )
         self.workers = workers
         self.seen: list[Seen] = []
-
-    def __enter__(self) -> "Rig":
-        try:
-            self.instance.start()
-        except BaseException:
-            self.sim.stop()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        try:
-            status = self.instance.stop()
-        finally:
-            self.sim.stop()
-        assert status == 0, f"up exited {status}"
-        assert not self.sim.errors()
 
     @contextmanager
     def load(self, seed: int, **options: Any) -> Iterator[Load]:

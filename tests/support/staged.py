@@ -22,8 +22,9 @@ class Staged:
 
     def __exit__(self, *_: object) -> None:
         try:
-            assert self.instance.stop() == 0
+            status = self.instance.stop()
         finally:
             self.instance.process.kill()
             self.sim.stop()
+        assert status == 0, f"up exited {status}"
         assert not self.sim.errors()
