@@ -258,6 +258,22 @@ def test_what_is_no_collector(wire, url):
         wire.settings(otlp_endpoint=url)
 
 
+@pytest.mark.parametrize(("given", "fine"), [
+    ({"otlp_protocol": "grpc"}, True),  # nobody wants traces here: it is other programs' business
+    ({"otlp_protocol": "grpc", "otlp_endpoint": "http://c:4317"}, False),
+    ({"otlp_protocol": "grpc", "otlp_endpoint": "http://c:4317", "traces_exporter": "none"}, True),
+    ({"otlp_protocol": "grpc", "otlp_traces_protocol": "http/protobuf", "otlp_endpoint": "http://c:4318"}, True),
+    ({"otlp_protocol": "http/protobuf", "traces_exporter": "otlp"}, True),
+    ({"otlp_traces_protocol": "http/json", "traces_exporter": "otlp"}, False),
+])
+def test_a_protocol_that_is_not_spoken_is_refused_rather_than_traces_lost(wire, given, fine):
+    if fine:
+        wire.settings(**given)
+        return
+    with pytest.raises(ValueError, match="must be http/protobuf, not"):
+        wire.settings(**given)
+
+
 # ---------------------------------------------------------------- as a process
 
 

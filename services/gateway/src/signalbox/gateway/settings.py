@@ -12,6 +12,7 @@ from signalbox.core.settings import Address, RoomSettings
 
 MIB = 1 << 20
 _MAX_PORT = 65535
+OTLP_PROTOCOL = "http/protobuf"
 DEFAULT_COLLECTOR = "http://localhost:4318"
 
 
@@ -141,12 +142,29 @@ class GatewaySettings(RoomSettings):
         "", validation_alias="OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
         description="Where traces go, path and all, if not below the collector's URL.",
     )
+    otlp_protocol: str = Field(
+        "", validation_alias="OTEL_EXPORTER_OTLP_PROTOCOL",
+        description="http/protobuf or empty. A gateway that is to send traces in another way does not start.",
+    )
+    otlp_traces_protocol: str = Field(
+        "", validation_alias="OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", description="The same, for traces alone.",
+    )
 
     @model_validator(mode="after")
     def _paired(self) -> Self:
         if self.scheduler_session_address and len(self.scheduler_session_address) != len(self.scheduler_address):
             raise ValueError(
                 "SIGNALBOX_SCHEDULER_SESSION_ADDRESS must name one address for each of SIGNALBOX_SCHEDULER_ADDRESS",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _spoken(self) -> Self:
+        protocol = self.otlp_traces_protocol or self.otlp_protocol
+        if self.traces_url and protocol not in ("", OTLP_PROTOCOL):
+            raise ValueError(
+                f"traces are sent by OTLP over HTTP: OTEL_EXPORTER_OTLP_TRACES_PROTOCOL must be {OTLP_PROTOCOL}, not "
+                f"{protocol}, and the endpoint the collector's port for it (4318 by default)",
             )
         return self
 
