@@ -58,7 +58,7 @@ class Dispatcher:
         self._usage = usage
         self._gate = gate
         self._observe = observe
-        self.queue = Queue(store, gate, self._carry_out_waiting, waited)
+        self.queue = Queue(store, gate, self._carry_out_waiting, waited, view.snapshot.may_use)
 
     async def run(
         self, batch: GatewayBatch, later: Later, owner: object,

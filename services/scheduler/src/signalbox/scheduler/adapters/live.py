@@ -26,7 +26,7 @@ log = logs.logger(__name__)
 
 _OVERLAP_MS = 2_000
 _RECONNECT_S = 0.5
-_HAS_ROOM = b"+"
+_HAS_ROOM = b">"
 _CAPPED = "Capped"
 _PAGE = 200
 
@@ -85,7 +85,8 @@ class LiveRefresher:
                     while True:
                         message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=5.0)
                         if message is not None and message["data"].startswith(_HAS_ROOM):
-                            self._queue.freed(message["data"].removeprefix(_HAS_ROOM).decode())
+                            account, *line = message["data"].removeprefix(_HAS_ROOM).decode().split(" ")
+                            self._queue.freed(account, line)
                         else:
                             self._noticed.set()
             except (RedisError, OSError) as e:
@@ -119,7 +120,7 @@ class LiveRefresher:
         groups = {p.group for a in accounts if (p := self._view.snapshot.accounts.get(a)) is not None}
         for account, number in zip(accounts, running, strict=True):
             if self._view.set_running(account, int(number or 0)):
-                self._queue.freed(account)
+                self._queue.seen_free(account)
             live.account(account).last_used_ms = used[account]
         await self._read_windows(sorted(groups))
         return groups

@@ -16,6 +16,7 @@ from signalbox.scheduler.adapters.store import LostState, Operation, Store
 from signalbox.scheduler.domain.admission import Admission
 from signalbox.scheduler.domain.operations import Enqueue, Leave, Settle
 from signalbox.scheduler.domain.patience import BEHIND_MS, Wait
+from signalbox.scheduler.domain.vacancies import GRACE_MS, MayUse, Vacancies
 from signalbox.scheduler.domain.waiting import WaitingRoom
 from signalbox.v1.scheduler_pb2 import AdmitResponse
 
@@ -44,11 +45,16 @@ class _Waiter:
     until_ms: int
     is_cancelled: bool = False
 
+    def could_use(self, account_id: str) -> bool:
+        return self.admission.could_use(account_id)
+
 
 class Queue:
     """All that wait in this scheduler. `carry_out` runs the operations of admissions until each answers or waits."""
 
-    def __init__(self, store: Store, gate: Gate, carry_out: CarryOut, ended: Ended) -> None:
+    def __init__(
+        self, store: Store, gate: Gate, carry_out: CarryOut, ended: Ended, may_use: MayUse,
+    ) -> None:
         self._store = store
         self._gate = gate
         self._carry_out = carry_out
@@ -56,7 +62,7 @@ class Queue:
         self._room: WaitingRoom[_Waiter] = WaitingRoom()
         self._to_tell: list[Operation] = []
         self._newcomers: list[_Waiter] = []
-        self._freed: Counter[str] = Counter()
+        self._vacancies: Vacancies[_Waiter] = Vacancies(may_use)
         self._news = asyncio.Event()
         self._epoch = ""
         self.depths: Counter[str] = Counter()
@@ -100,7 +106,7 @@ class Queue:
     def _remove(self, waiter: _Waiter, held: str = "") -> None:
         self._room.leave(waiter.id)
         self.depths[waiter.wait.pool.id] -= 1
-        self._to_tell.append((Leave(waiter.id, waiter.wait.pool.id, waiter.lanes, held), b"", b""))
+        self._to_tell.append((Leave(waiter.id, waiter.key_id, waiter.wait.pool.id, waiter.lanes, held), b"", b""))
         self._news.set()
 
     def _answer(self, waiter: _Waiter) -> None:
@@ -112,10 +118,16 @@ class Queue:
 
     # ------------------------------------------------------------------ news
 
-    def freed(self, account_id: str, times: int = 1) -> None:
-        """An account has room, for that many requests."""
+    def freed(self, account_id: str, line: Sequence[str]) -> None:
+        """An account has room for a request; `line`: the keys whose turn it is, in order."""
         if len(self._room):
-            self._freed[account_id] += times
+            self._vacancies.add(account_id, line)
+            self._news.set()
+
+    def seen_free(self, account_id: str) -> None:
+        """An account has fewer requests than before: whoever was told of its room, and is alive, goes first."""
+        if len(self._room):
+            self._vacancies.add(account_id, not_before_ms=self._store.now_ms() + GRACE_MS)
             self._news.set()
 
     def stir(self) -> None:
@@ -142,7 +154,7 @@ class Queue:
                 self._gate.close("Redis lost its state; counters are being rebuilt")
 
     async def _sleep(self) -> None:
-        due_ms = self._room.next_due_ms()
+        due_ms = min(filter(None, (self._room.next_due_ms(), self._vacancies.next_due_ms())), default=0)
         if not due_ms:
             await self._news.wait()
         elif (pause_ms := due_ms - self._store.now_ms()) > 0:
@@ -183,23 +195,16 @@ class Queue:
                 self._room.look_again(waiter, waiter.until_ms)
 
     def _pick(self) -> list[tuple[_Waiter, str]]:
-        """Return who is tried now, in turn, and which freed account each is to take ("" for no particular one)."""
-        due = self._room.take_due(self._store.now_ms())
-        freed, self._freed = self._freed, Counter()
-        picked: list[tuple[_Waiter, str]] = []
-        for waiter in self._room.in_turn() if due or freed else ():
-            account = next((a for a in freed if waiter.admission.could_use(a)), "")
-            if account:
-                freed -= Counter((account,))
-            elif waiter.id not in due:
-                continue
-            due.discard(waiter.id)
-            picked.append((waiter, account))
+        """Return who is tried now, in turn, and which account each is to take ("" for no particular one)."""
+        now_ms = self._store.now_ms()
+        picked = self._vacancies.assign(self._room, now_ms, _PAGE)
+        due = self._room.take_due(now_ms).difference([w.id for w, _ in picked])
+        for waiter in self._room.in_turn() if due else ():
             if len(picked) == _PAGE:
-                self._freed += freed
                 break
-            if not due and not freed:
-                break
+            if waiter.id in due:
+                due.discard(waiter.id)
+                picked.append((waiter, ""))
         for request in due:
             if (waiting := self._room.get(request)) is not None:
                 self._room.look_again(waiting, 0)
@@ -227,7 +232,7 @@ class Queue:
                 self._wait_on(waiter)
             else:
                 if account and response.grant.account_id != account:
-                    self._freed[account] += 1  # the room that it was woken for is still there
+                    self._vacancies.add(account)  # the room that it was woken for is still there
                 self._answer(waiter)
 
     def _wait_on(self, waiter: _Waiter) -> None:
@@ -251,4 +256,4 @@ class Queue:
 
 def _enqueue(waiter: _Waiter) -> Enqueue:
     pool = waiter.wait.pool
-    return Enqueue(waiter.id, pool.id, waiter.lanes, pool.max_depth, waiter.until_ms)
+    return Enqueue(waiter.id, waiter.key_id, pool.id, waiter.lanes, pool.max_depth, waiter.until_ms)

@@ -122,6 +122,7 @@ class Enqueue(msgspec.Struct, tag_field="op", tag="enqueue"):
     """Have a request wait, or renew its place: `queue` holds at most `most`; it waits until `till` (Unix ms)."""
 
     id: str
+    key: str
     queue: str
     lanes: tuple[str, ...]
     most: int
@@ -132,6 +133,7 @@ class Leave(msgspec.Struct, tag_field="op", tag="leave"):
     """Have a request wait no longer; `held` is the failed lease whose slot was kept for it, "" for none."""
 
     id: str
+    key: str
     queue: str
     lanes: tuple[str, ...]
     held: str

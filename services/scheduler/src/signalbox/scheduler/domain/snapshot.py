@@ -165,6 +165,11 @@ class Snapshot:
             )
         return known
 
+    def may_use(self, key_id: str, account_id: str) -> bool:
+        """Return whether an account belongs to a pool of a key."""
+        key = self.keys.get(key_id)
+        return key is not None and any(i.member(account_id) is not None for i in self.reach(key).indexes)
+
     def release(self, account_id: str) -> None:
         """Have an account looked at again: it may have room, or be well."""
         if account_id not in self._set_aside:

@@ -92,6 +92,14 @@ class WaitingRoom(Generic[W]):
                     going_on.append(row)
             rows = going_on
 
+    def has(self, key_id: str) -> bool:
+        """Return whether any of a key waits here."""
+        return key_id in self._by_key
+
+    def of(self, key_id: str) -> Iterator[W]:
+        """Yield all of one key, who came first first. The room must not change meanwhile."""
+        return (place.waiter for place in self._by_key.get(key_id, {}).values())
+
     def look_again(self, waiter: W, due_ms: int) -> None:
         """Have somebody looked at by `due_ms`, and not before unless there is news."""
         place = self._places[waiter.id]

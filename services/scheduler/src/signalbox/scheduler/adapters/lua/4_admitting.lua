@@ -210,6 +210,9 @@ local function grant(q, picked, known, counters, kept, request, now)
   set_end(q.id, now + LEASE_TTL_MS)
   touched[account] = now
   keep_pin(q, pool, account, note)
+  if q.turn == 1 then
+    had_turn(q.key)
+  end
   local first = known_first[q.key] and 0 or redis.call('HSETNX', FIRST_USES, q.key, now)
   note_first_use(q.key)
   return {'grant', i, note, token, first, running, reports(counters), picked[4] or '', picked[5] or NONE}
