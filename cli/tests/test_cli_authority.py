@@ -52,6 +52,7 @@ def test_other_names_are_a_reason_to_issue() -> None:
     assert due(second, [*NAMES, "another"], LIFE, START + DAY) == second
 
 
+@pytest.mark.slow
 def test_through_twenty_one_years_of_days_no_two_rooms_refuse_each_other() -> None:
     """Some rooms read today's files, some still yesterday's."""
     now, before = START, due(Kept(), NAMES, LIFE, START)

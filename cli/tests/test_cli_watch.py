@@ -207,6 +207,7 @@ async def test_a_bad_document_is_reported_once_and_disturbs_nothing(world: World
     assert not world.watcher.all_problems()
 
 
+@pytest.mark.slow
 async def test_a_file_that_is_being_written_deletes_nothing(world: World) -> None:
     world.watcher = Watcher(world.manifests, world.rooms, FENCE, world.logs, settled_s=1.0)
     world.write("k.yaml", key() + "---" + key("bob"))
@@ -262,6 +263,7 @@ async def test_a_refused_action_is_tried_again_until_it_is_done(world: World) ->
     await world.within(5.0, lambda: world.has("ClaudeAccount", "acme") and not world.watcher.failure)
 
 
+@pytest.mark.slow
 async def test_an_expiry_takes_effect_without_a_change_of_files(world: World) -> None:
     soon = (datetime.now(UTC) + timedelta(seconds=1.2)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     world.write("k.yaml", key(expiresAt=soon))

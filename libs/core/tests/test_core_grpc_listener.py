@@ -437,6 +437,7 @@ async def test_who_does_not_read_is_left(hasty: str, monkeypatch: pytest.MonkeyP
                         await peer.writer.drain()
 
 
+@pytest.mark.slow
 async def test_a_caller_that_is_gone_without_a_word_is_left(hasty: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http2, "_QUIET_S", 0.1)
     monkeypatch.setattr(http2, "_SIGN_OF_LIFE_S", 0.2)

@@ -85,6 +85,7 @@ async def test_a_patient_start_waits_for_what_comes_later_and_an_impatient_one_d
     assert tries == 3
 
 
+@pytest.mark.slow
 async def test_renewed_certificates_are_taken_up_without_a_restart(tmp_path: Path) -> None:
     """First a new certificate of the same authority, then, once both trust it, one of another authority."""
     first, second = certificate(tmp_path, "first"), certificate(tmp_path, "second")

@@ -182,6 +182,7 @@ async def test_the_journal_of_a_killed_gateway_is_adopted(delivery: JournalDeliv
     await until(lambda: not (dead / "gw-dead").exists())
 
 
+@pytest.mark.slow
 async def test_whoever_asks_for_the_journal_gets_those_of_the_dead_as_well(
     delivery: JournalDelivery, ledger: Ledger, monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -565,6 +565,7 @@ async def test_slow_callers_do_not_hold_connections(gate, wire, first, code):
     assert gate.buffers.held == 0
 
 
+@pytest.mark.slow
 @pytest.mark.gateway_settings(head_timeout_s=0.3)
 async def test_a_head_that_trickles_is_not_waited_for(gate, wire):
     reader, writer = await gate.client.connect()

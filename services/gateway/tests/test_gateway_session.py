@@ -162,6 +162,7 @@ async def test_without_a_scheduler_the_caller_is_told_in_time(connect: Connect, 
             await session.admit(pb.AdmitRequest(request_id="r1"))
 
 
+@pytest.mark.slow
 async def test_what_may_have_been_granted_unheard_is_given_back(connect: Connect, scheduler: Running) -> None:
     session = await connect(scheduler.address)
     await session.inspect(pb.InspectRequest())
@@ -310,6 +311,7 @@ async def asks(fake: FakeScheduler, count: int) -> list[pb.AdmitRequest]:
     return got
 
 
+@pytest.mark.slow
 async def test_a_request_that_waits_for_an_account_is_given_its_time(connect: Connect, scheduler: Running) -> None:
     session = await connect(scheduler.address)
     await session.inspect(pb.InspectRequest())
@@ -363,6 +365,7 @@ async def test_when_its_scheduler_dies_another_is_asked_with_what_is_left_of_the
         await other.stop()
 
 
+@pytest.mark.slow
 async def test_without_another_scheduler_those_that_wait_are_told_in_time(connect: Connect, scheduler: Running) -> None:
     session = await connect(scheduler.address)
     await session.inspect(pb.InspectRequest())

@@ -160,6 +160,7 @@ async def test_a_former_hash_works_until_its_time(stage, make):
     assert codes == ["", "", "key_invalid"]
 
 
+@pytest.mark.slow
 async def test_a_lifetime_counts_from_first_use(stage, make):
     stub = await stage.add()
     await stage.put(make.account("a"), make.pool("default", "a"), make.key("ada", lifetime={"duration": "300ms"}))
@@ -303,6 +304,7 @@ async def test_a_benched_account_serves_again_when_its_document_changes(stage, m
     assert (await stub.Admit(make.ask("ada"), timeout=30)).HasField("grant")
 
 
+@pytest.mark.slow
 async def test_a_cooled_account_is_probed_by_one_request_and_healed_by_its_success(stage, make):
     stub = await stage.add()
     await stage.put(make.account("a"), make.pool("default", "a"), make.key("ada"))
@@ -320,6 +322,7 @@ async def test_a_cooled_account_is_probed_by_one_request_and_healed_by_its_succe
     assert both == [True, True]
 
 
+@pytest.mark.slow
 async def test_what_is_an_accounts_own_fault_spares_its_limit_group(stage, make):
     stub = await stage.add()
     await stage.put(

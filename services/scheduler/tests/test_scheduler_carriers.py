@@ -35,6 +35,7 @@ async def test_all_that_was_asked_is_answered_before_the_end(stage, make, sessio
     await left(stage)
 
 
+@pytest.mark.slow
 async def test_a_gateway_that_asks_faster_than_is_answered_is_slowed_down_and_loses_nothing(stage, make, session):
     settles = [pb.SettleRequest(seq=n, lease_id=f"nobody{n}.1", unused=True) for n in range(1, 20_001)]
 

@@ -95,7 +95,7 @@ def period(per: str, now_ms: int) -> tuple[int, int]:
 
 @pytest.mark.parametrize("per", ["Day", "Week", "Month"])
 @given(second=st.integers(0, 4_102_444_800))
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=settings.default.max_examples * 3 // 2, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_calendar_periods_are_pythons(functions, per, second):
     functions.now = second * 1000
     functions.client.delete("sb:e1:c:k:ns/ada:limit")
@@ -134,7 +134,7 @@ def test_a_sliding_limit_lets_in_when_the_oldest_bucket_has_wholly_left(function
 
 @pytest.mark.parametrize(("per", "width"), [("Minute", 1_000), ("Hour", 60_000)])
 @given(steps=st.lists(st.tuples(st.integers(0, 40_000), st.booleans()), max_size=40), number=st.integers(1, 6))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=settings.default.max_examples * 2 // 5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_sliding_window_never_holds_more_than_its_limit(functions, per, width, steps, number):
     """Against a list of all grants: no window of 60 buckets' length ever held more, and every promise is kept."""
     functions.client.delete("sb:e1:c:k:ns/ada:limit")

@@ -170,6 +170,7 @@ async def test_keys_take_turns_and_each_is_served_in_order(stage, make):
     assert order == ["ada0", "bob5", "cyd7", "ada1", "bob6", "ada2", "ada3", "ada4"]
 
 
+@pytest.mark.slow
 async def test_a_newcomer_stands_behind_those_that_wait_at_another_scheduler(stage, make):
     one = await one_account(stage, make)
     two = await stage.add(refresh_s=1.0)
@@ -200,6 +201,7 @@ async def test_those_that_wait_for_other_accounts_hold_nobody_up(stage, make):
     waits.cancel()
 
 
+@pytest.mark.slow
 async def test_a_short_rest_is_waited_for_and_a_long_one_is_not(stage, make):
     stub = await one_account(stage, make, room=10)
     for seconds, code in [(1, ""), (60, "pool_limited")]:
@@ -216,6 +218,7 @@ async def test_a_short_rest_is_waited_for_and_a_long_one_is_not(stage, make):
             assert 50_000 < answer.denial.retry_after_ms <= 60_000
 
 
+@pytest.mark.slow
 async def test_after_a_back_off_one_of_those_that_wait_probes_and_the_rest_follow(stage, make):
     stub = await one_account(stage, make, room=10)
     grant = await admitted(stub, make)
@@ -230,6 +233,7 @@ async def test_after_a_back_off_one_of_those_that_wait_probes_and_the_rest_follo
     assert all(a.HasField("grant") for a in answers)
 
 
+@pytest.mark.slow
 async def test_a_new_account_serves_those_that_wait(stage, make):
     stub = await one_account(stage, make)
     await admitted(stub, make)
@@ -239,6 +243,7 @@ async def test_a_new_account_serves_those_that_wait(stage, make):
     assert (await asyncio.wait_for(waits, 5)).grant.account_id == "default/b"
 
 
+@pytest.mark.slow
 async def test_a_key_that_is_revoked_while_it_waits_is_refused(stage, make):
     stub = await one_account(stage, make)
     await admitted(stub, make)
@@ -251,6 +256,7 @@ async def test_a_key_that_is_revoked_while_it_waits_is_refused(stage, make):
 # ---------------------------------------------------------------------------------------------------- retries
 
 
+@pytest.mark.slow
 async def test_the_only_account_is_waited_for_after_its_429_and_tried_again(stage, make):
     stub = await one_account(stage, make, room=5)
     await stage.put(make.key("ada", concurrency=1))
@@ -478,6 +484,7 @@ async def test_a_session_that_ends_takes_its_requests_along_and_another_schedule
     assert answer.grant.lease_id == f"{asked.request_id}.1"
 
 
+@pytest.mark.slow
 async def test_waiting_outlasts_a_flush(stage, make):
     stub = await one_account(stage, make, room=1)
     await admitted(stub, make)
@@ -487,6 +494,7 @@ async def test_waiting_outlasts_a_flush(stage, make):
     assert (await asyncio.wait_for(waits, 9)).HasField("grant")
 
 
+@pytest.mark.slow
 async def test_a_crowd_on_a_small_pool_is_served_once_each_and_leaves_nothing(stage, make):
     stub = await one_account(stage, make, room=3)
     two = await stage.add()

@@ -28,7 +28,9 @@ async def looked(stub, make):
     return await stub.Inspect(pb.InspectRequest(key_hash=make.digest("ada"), with_limits=True), timeout=30)
 
 
-@pytest.mark.parametrize("per", ["Minute", "Hour", "Day", "Week", "Month", "Total"])
+@pytest.mark.parametrize(
+    "per", ["Minute", *(pytest.param(per, marks=pytest.mark.slow) for per in ("Hour", "Day", "Week", "Month", "Total"))],
+)
 async def test_request_limits_are_exact(stage, make, per):
     stubs = await two_schedulers(stage, make, limits=[make.limit(per, requests=37)])
     granted, denied = await at_once(stubs, make, 200)
@@ -90,6 +92,7 @@ async def test_strict_limits_are_never_overrun(stage, make, dimension):
     assert amount.limit - amount.used < (200 if dimension == "tokens" else 3_000_000)
 
 
+@pytest.mark.slow
 async def test_an_estimated_limit_is_overrun_by_the_error_of_what_was_in_flight_at_most(stage, make):
     """Requests that use more than their estimate overrun by what those in flight were wrong, however they race."""
     most = 20_000
@@ -158,6 +161,7 @@ async def test_a_retry_under_a_strict_limit_reserves_once(stage, make):
     assert (tokens.used, tokens.reserved) == (0, 200)
 
 
+@pytest.mark.slow
 async def test_a_failing_account_is_probed_by_one_of_many(stage, make):
     one = await stage.add()
     await stage.put(make.account("a"), make.pool("default", "a"), make.key("ada"))

@@ -123,7 +123,7 @@ def test_least_connections_weighs():
 
 
 @given(weights=st.lists(st.integers(1, 5), min_size=2, max_size=6))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=settings.default.max_examples * 3 // 10)
 def test_round_robin_is_even_to_the_weights(weights):
     accounts = [policy(f"a{i}", weight=100 * w) for i, w in enumerate(weights)]
     pool, turns, got = index(*accounts, strategy="RoundRobin"), Turns(), Counter()
@@ -194,7 +194,7 @@ ACCOUNTS = st.lists(
     spec=ACCOUNTS, strategy=st.sampled_from(["Headroom", "LeastConnections", "Priority", "RoundRobin"]),
     seed=st.integers(0, 2**32 - 1), want=st.integers(1, 8), pinned=st.integers(-1, 40),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=2 * settings.default.max_examples)
 def test_what_holds_for_every_ranking(spec, strategy, seed, want, pinned):
     live = LiveState()
     accounts = []

@@ -104,6 +104,7 @@ async def test_documents_that_change_under_load_never_let_a_request_fail(stage, 
     assert all(a.HasField("grant") for a in answers)
 
 
+@pytest.mark.slow
 async def test_watching_begins_with_everything_and_tells_of_changes(stage, make):
     stub = await basics(stage, make)
     seen: list[pb.ObjectEvent] = []
@@ -179,6 +180,7 @@ async def test_listings_show_live_status(stage, make):
     assert [o.object.id for o in only.objects] == ["default/ada"]
 
 
+@pytest.mark.slow
 async def test_conditions_say_since_when_and_it_moves_only_when_the_status_flips(stage, make):
     condition = {"type": "Ready", "status": True, "reason": "Serves"}
 

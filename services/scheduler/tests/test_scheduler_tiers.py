@@ -66,7 +66,7 @@ def test_full_accounts_are_offered_where_there_is_nothing_better():
 
 
 @given(seed=st.integers(0, 2**32), steps=st.integers(1, 60))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=settings.default.max_examples * 3 // 5)
 def test_a_tier_loses_nobody(seed, steps):
     rng = random.Random(seed)
     members = tuple(policy(f"a{n}") for n in range(40))

@@ -259,6 +259,7 @@ async def test_what_may_come_back_instead(endpoint: TokenEndpoint, answer: bytes
         assert len(peer.heard) == 1, "nothing is followed, nothing sent again"
 
 
+@pytest.mark.slow
 async def test_what_was_never_sent_is_told_from_what_was_lost() -> None:
     endpoint = TokenEndpoint(SystemClock(), 1.5)
     async with Peer(None) as silent:

@@ -339,6 +339,7 @@ def test_flapping_by_count(sim):
     assert [ask(sim.url, body()).status for _ in range(7)] == [529, 529, 200, 200, 200, 529, 529]
 
 
+@pytest.mark.slow
 def test_flapping_by_time(sim):
     sim.script(standing={"status": 529}, flap={"ill_s": 1.5, "well_s": 30})
     assert ask(sim.url, body()).status == 529
@@ -346,6 +347,7 @@ def test_flapping_by_time(sim):
     assert ask(sim.url, body()).status == 200
 
 
+@pytest.mark.slow
 def test_a_standing_illness_that_passes(sim):
     sim.script(standing={"status": 500}, lasts_s=1.5)
     assert [ask(sim.url, body()).status for _ in range(3)] == [500, 500, 500]

@@ -372,6 +372,7 @@ def test_many_requests_on_one_connection_in_order(sim):
     assert [json.loads(r["request_body"])["messages"][0]["content"] for r in rows] == list("01234")
 
 
+@pytest.mark.slow
 def test_ring_and_capture_budget_are_bounded():
     config = {"open": True, "settings": {"truth_rows": 10, "capture_budget_bytes": 20_000}}
     with Simulator(config) as small:

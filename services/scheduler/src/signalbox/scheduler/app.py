@@ -122,8 +122,8 @@ class Room:
     async def stop(self) -> None:
         """Send the gateways elsewhere, let what runs end, stop."""
         self._service.stopping.set()
-        self._sessions.drain()
-        await asyncio.sleep(_DRAIN_S)
+        if self._sessions.drain():
+            await asyncio.sleep(_DRAIN_S)
         grace_s = min(self._settings.stop_grace_s, _STOP_S)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._server.stop(grace_s))

@@ -64,8 +64,12 @@ class Sessions:
             self.delivered.add(session.gateway_id)
             self.changed.set()
 
-    def drain(self) -> None:
-        """Tell every gateway to open a session elsewhere, those too that come back to this scheduler meanwhile."""
+    def drain(self) -> bool:
+        """Tell every gateway to open a session elsewhere, those too that come back to this scheduler meanwhile.
+
+        Return whether there was any.
+        """
         self._draining = True
         for session in self._open:
             session.push(SchedulerBatch(draining=True))
+        return bool(self._open)
