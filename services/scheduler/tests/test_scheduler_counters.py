@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from signalbox.scheduler.adapters.store import library
-from signalbox.scheduler.domain.operations import Candidate, Limit, Settle, Take, encode
+from signalbox.scheduler.domain.operations import Candidate, Limit, Retake, Settle, Take, encode
 
 START = datetime(2032, 2, 28, 22, 59, 30, tzinfo=UTC)  # ahead of the real clock, by which the server expires keys
 LIMITS = ["Minute", "Hour", "Day", "Week", "Month", "Total"]
@@ -49,16 +49,23 @@ class Functions:
         assert answer[0] != b"error", answer
         return answer
 
-    def take(self, limits: list[Limit], counts: int = 1, tokens: int = 0, cost: int = 0, **fields: Any) -> Any:
+    def take(self, limits: list[Limit], **fields: Any) -> Any:
+        return self.call(Take(**self.asked(limits, **fields)), b"request")
+
+    def retake(self, failed: Settle, token: bytes, **fields: Any) -> Any:
+        return self.call(Retake(**self.asked([], **fields), failed=failed, last=0), token, b"request")
+
+    def asked(
+        self, limits: list[Limit], counts: int = 1, tokens: int = 0, cost: int = 0, **fields: Any,
+    ) -> dict[str, Any]:
         self.count += 1
-        values: dict[str, Any] = {
+        return {
             "id": f"r{self.count}.1", "key": "ns/ada", "owner": "", "attempt": 1, "tried": (), "version": "0",
             "names": [], "versions": [], "life": 0, "most": 0, "counts": counts, "limits": tuple(limits),
             "usual": (tokens, cost), "worst": (tokens, cost), "sizes": (0, 0),
             "cands": [Candidate("ns/a", "ns/a", 0, 1, "m", "m", (), (), 0)], "pools": [("ns/p", 0, 0)], "session": "",
             "pin_ttl": 0, "hint": "", "hint_state": "gone", "refuse": 0, "bound": 0, **fields,
         }
-        return self.call(Take(**values), b"request")
 
     def used(self, limit: Limit) -> list[int]:
         return list(self.call({"op": "peek", "key": "ns/ada", "limits": [limit]})[2][0])
@@ -249,6 +256,23 @@ def test_repeating_any_call_changes_nothing_twice(functions):
     for _ in range(3):
         functions.call(Settle(id="r1.1", tokens=40), taken[3])
         assert functions.used(limit)[:4] == [1, 0, 40, 0]
+
+
+def test_a_lease_that_was_given_back_is_not_granted_later(functions):
+    """A scheduler hung with the question in hand, and its gateway has given up and told another one."""
+    limit = requests("Day", 5)
+    assert functions.call(Settle(id="r1.1", unused=1), b"") == [b"known"]
+    assert functions.take([limit]) == [b"forgone"]
+    assert functions.used(limit)[:2] == [0, 0]
+    functions.now += 600_001
+    assert functions.take([limit])[0] == b"grant"
+
+
+def test_a_retry_that_was_given_back_frees_the_keys_slot(functions):
+    taken = functions.take([], most=1)
+    functions.call(Settle(id="r1.2", unused=1), b"")
+    assert functions.retake(Settle(id="r1.1"), taken[3], id="r1.2", attempt=2, most=1) == [b"forgone"]
+    assert functions.take([], id="r2.1", most=1)[0] == b"grant"
 
 
 @pytest.mark.parametrize(("refuse", "bound", "outcome"), [(0, 0, b"moved"), (1, 0, b"refused"), (0, 1, b"refused")])

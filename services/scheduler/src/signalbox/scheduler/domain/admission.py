@@ -459,7 +459,7 @@ class Admission:
 
     def _denied(self, kind: bytes, answer: list[Any]) -> None:
         key = self._key
-        if kind in (b"closed", b"lost", b"error") or key is None:
+        if kind in (b"closed", b"lost", b"error", b"forgone") or key is None:
             self._deny(denials.unavailable())
             return
         self._deny(refusing.told_by_redis(answer, key, self._limits, self._now_ms), answer[5])

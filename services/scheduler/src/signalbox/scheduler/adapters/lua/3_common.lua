@@ -4,6 +4,7 @@
 
 local LEASE_TTL_MS = 30000
 local TOMB_TTL_MS = 7200000
+local FORGONE_TTL_MS = 600000
 local MOST_KNOWN_KEYS = 100000
 local FIRST_USES = 'sb:first'
 local VERSIONS = 'sb:versions'
@@ -233,6 +234,19 @@ local read_candidate = remembering(function(c)
 end)
 
 local NONE, NO_EFFECT = {}, {'', '', 0, '', 0}
+
+-- Leases that were given back before they were granted: the scheduler that hangs with the question in hand may go on.
+local forgone_until -- of the running call: none is remembered beyond this, Unix ms
+
+local function forgo(id, now)
+  forgone_until = now + FORGONE_TTL_MS
+  redis.call('SET', own('forgone:' .. id), 1, 'PX', FORGONE_TTL_MS)
+  redis.call('HSET', 'sb:epoch', 'forgone', forgone_until)
+end
+
+local function was_forgone(id, now)
+  return forgone_until > now and redis.call('EXISTS', own('forgone:' .. id)) == 1
+end
 
 -- Operations that come as plain values in the order of domain/operations.py: a table is made of them at once, where a
 -- packed one would grow entry by entry. `usual` and `worst` are needs: requests, tokens, nano-dollars.

@@ -224,6 +224,9 @@ local function admit(q, request, now, kept)
   if existing then
     return {'again', existing}
   end
+  if was_forgone(q.id, now) then
+    return {'forgone'}
+  end
   local stale = is_stale(q)
   if stale then
     return {'stale', stale}

@@ -82,7 +82,10 @@ end
 -- Ends a lease; `keep_slot` leaves the key's slot taken. Repeating it changes nothing.
 local function settle(q, token, now, keep_slot)
   local stored = lease_of(q.id)
-  if not stored and token == '' then -- was not granted, or is given back already
+  if not stored and token == '' then -- was not granted, or not yet, or is given back already
+    if q.unused == 1 then
+      forgo(q.id, now)
+    end
     return {'known'}
   elseif not stored then
     return settle_unknown(q, read_token(token), now)
@@ -116,7 +119,7 @@ local function settle(q, token, now, keep_slot)
   return {'settled', head.account, running}
 end
 
-local FINAL = {grant = true, again = true, deny = true}
+local FINAL = {grant = true, again = true, deny = true, forgone = true}
 
 -- Settles the failed attempt and admits the next one of the same request. Until that is decided (`last` 0: the request
 -- waits, or there are more candidates) the key's slot is held under the failed lease's id; the reaper frees it should

@@ -114,10 +114,10 @@ end
 redis.register_function('@FUNCTION@', function(_, args)
   local time = redis.call('TIME')
   local now = time[1] * 1000 + math.floor(time[2] / 1000)
-  local e = redis.call('HMGET', 'sb:epoch', 'id', 'state', 'asked', 'waiting')
+  local e = redis.call('HMGET', 'sb:epoch', 'id', 'state', 'asked', 'waiting', 'forgone')
   use_epoch(e[1] or '')
   asked_ms, anyone_out, touched = tonumber(e[3]) or 0, nil, {}
-  waiting_until = tonumber(e[4]) or 0
+  waiting_until, forgone_until = tonumber(e[4]) or 0, tonumber(e[5]) or 0
   forget_changes()
   registry_version = redis.call('GET', 'sb:version') or '0'
   local sound = e[1] and e[1] == confirmed and e[1] == args[1]
