@@ -84,10 +84,10 @@ async def test_a_grant_that_got_lost_is_given_back_by_its_name(stage, make):
     await stage.put(make.account("a"), make.pool("default", "a"), key)
     asked = make.ask("ada")
     lost = pb.SettleRequest(lease_id=f"{asked.request_id}.1", unused=True)
-    await stub.Settle(lost, timeout=30)  # nothing was granted yet, so there is nothing to give back
     assert (await stub.Admit(asked, timeout=30)).HasField("grant")
     for _ in range(2):
         await stub.Settle(lost, timeout=30)
+    assert (await stub.Admit(asked, timeout=30)).denial.error_code == "scheduler_unavailable"  # nobody asks any more
     assert (await stub.Admit(make.ask("ada"), timeout=30)).HasField("grant")
     assert (await stub.Admit(make.ask("ada"), timeout=30)).HasField("denial")
 
