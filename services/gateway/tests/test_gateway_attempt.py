@@ -113,10 +113,11 @@ def test_an_error_frame_before_content_counts_as_its_status(wire, data, whole):
     assert not ending.had_content
 
 
+@pytest.mark.parametrize("closed", [False, True])
 @pytest.mark.parametrize("after", ["end", "cut", "silence"])
-def test_an_error_frame_after_content_is_passed_on_and_recorded(wire, after):
+def test_an_error_frame_after_content_is_passed_on_and_recorded(wire, after, closed):
     machine = attempt()
-    stream = wire.START + wire.CONTENT + wire.ERROR
+    stream = wire.START + wire.CONTENT + wire.ERROR + (wire.STOP if closed else b"")
     out, finish = feed(machine, stream, whole=after == "end")
     if after == "cut":
         finish = machine.lost(Lost.CUT, 102).finish

@@ -69,7 +69,7 @@ class StreamReader:
         self._inside = False
         self._meter = UsageMeter()
         self.content_seen = False        # a frame other than message_start, ping, error is complete: the commit point
-        self.stopped = False             # message_stop is complete
+        self.stopped = False             # message_stop is complete, and no error came before it
         self.error: ErrorFrame | None = None
         self.message_start_seen = False
         self.malformed = False           # some frame was not what the grammar says; its bytes passed untouched
@@ -185,7 +185,7 @@ class StreamReader:
         elif kind == "message_delta":
             self._read_delta(content)
         elif kind == "message_stop":
-            self.stopped = True
+            self.stopped = self.stopped or self.error is None    # an error was its end, whatever follows
 
     def _measure(self, data: bytes) -> None:
         texts = _DELTA_TEXT.findall(data)
