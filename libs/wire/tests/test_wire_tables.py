@@ -144,6 +144,8 @@ def test_what_goes_upstream() -> None:
         (b"anthropic-beta", b"a"), (b"anthropic-beta", b"b"), (b"connection", b"keep-alive, x-hop"), (b"x-hop", b"1"),
         (b"transfer-encoding", b"chunked"), (b"content-length", b"3"), (b"accept-encoding", b"gzip"), (b"cookie", b"c"),
         (b"x-forwarded-for", b"1.2.3.4"), (b"x-custom", b"v"), (b"x-signalbox-pool", b"p"),
+        (b"cf-connecting-ip", b"1.2.3.4"), (b"x-forwarded-client-cert", b"Hash=1"), (b"true-client-ip", b"1.2.3.4"),
+        (b"x-envoy-external-address", b"1.2.3.4"), (b"x-original-forwarded-for", b"1.2.3.4"),
     ]
     assert headers.upstream(sent) == [
         (b"user-agent", b"mine/1"), (b"anthropic-beta", b"a"), (b"anthropic-beta", b"b"), (b"x-custom", b"v"),

@@ -13,10 +13,12 @@ _HOP_BY_HOP = frozenset((
 ))
 CREDENTIALS = frozenset((b"x-api-key", b"authorization", b"x-goog-api-key", b"api-key"))
 _NOT_UPSTREAM = _HOP_BY_HOP | CREDENTIALS | frozenset((
-    b"host", b"content-length", b"accept-encoding", b"expect", b"cookie", b"forwarded", b"via", b"x-real-ip",
-    b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-forwarded-port", b"x-forwarded-prefix",
-    b"x-session-id",
+    b"host", b"content-length", b"accept-encoding", b"expect", b"cookie", b"x-session-id",
+    # what proxies on the way to the relay add of the caller and of themselves
+    b"forwarded", b"via", b"cdn-loop", b"true-client-ip", b"x-real-ip", b"x-client-ip", b"x-cluster-client-ip",
+    b"x-original-forwarded-for", b"x-scheme", b"x-amzn-trace-id", b"fastly-client-ip",
 ))
+_NOT_UPSTREAM_PREFIXES = (b"x-signalbox-", b"x-forwarded-", b"cf-", b"x-envoy-")
 _NOT_DOWNSTREAM = _HOP_BY_HOP | frozenset((
     b"content-length", b"set-cookie", b"anthropic-organization-id", b"anthropic-workspace-id", b"alt-svc",
     b"strict-transport-security", b"report-to", b"nel",
@@ -65,5 +67,5 @@ class _Passing(dict[bytes, bool]):
 
 MAX_REMEMBERED = 1024
 MAX_REMEMBERED_BYTES = 64
-_UPSTREAM = _Passing(_NOT_UPSTREAM, (b"x-signalbox-",))
+_UPSTREAM = _Passing(_NOT_UPSTREAM, _NOT_UPSTREAM_PREFIXES)
 _DOWNSTREAM = _Passing(_NOT_DOWNSTREAM, _NOT_DOWNSTREAM_PREFIXES)
