@@ -287,6 +287,30 @@ async def test_a_directory_that_vanishes_deletes_nothing(world: World) -> None:
     await world.within(5.0, lambda: world.has("RelayKey", "bob"))
 
 
+@pytest.mark.parametrize("mounted", ["the files are links", "the directory is a link"])
+async def test_links_that_are_swapped_as_a_whole_are_noticed_as_soon_as_changes(world: World, mounted: str) -> None:
+    for revision, state in (("..1", "Active"), ("..2", "Paused")):
+        (world.manifests / revision).mkdir()
+        world.write(f"{revision}/k.yaml", key(state=state))
+    if mounted == "the directory is a link":
+        where = world.manifests.rename(world.manifests.with_name("all"))
+        link = world.manifests
+        link.symlink_to(where / "..1")
+    else:
+        where = world.manifests
+        link = where / "..data"
+        link.symlink_to("..1")
+        (where / "k.yaml").symlink_to("..data/k.yaml")
+    world.watcher.start()
+    await world.within(2.0, lambda: world.has("RelayKey", "ada"))
+    await asyncio.sleep(0.3)    # the watch stands, and what it asked for at once is done
+    former = world.registry.objects["RelayKey", "default/ada"].revision
+    swapped = link.with_name("..next")
+    swapped.symlink_to(where / "..2")
+    swapped.rename(link)
+    await world.within(2.0, lambda: world.registry.objects["RelayKey", "default/ada"].revision != former)
+
+
 async def test_no_secret_is_ever_said(world: World) -> None:
     world.write("a.yaml", ACCOUNT.replace("provider: Anthropic", "provider: Nobody"))
     world.watcher.start()

@@ -16,6 +16,7 @@ import watchfiles
 from signalbox.cli.supervisor.logs import LogSink
 from signalbox.core.errors import Refused, SignalboxError
 from signalbox.resources.actions import diff
+from signalbox.resources.errors import UnreadableDirectory
 from signalbox.resources.loading import SUFFIXES, load_directory, manifest_files
 from signalbox.resources.reconcile import plan
 from signalbox.resources.state import Desired, State
@@ -31,6 +32,7 @@ _STEP_MS = 50
 _FIRST_RETRY_S = 0.2
 _LONGEST_RETRY_S = 3.0
 _REWATCH_S = 0.5
+_LOOK_EVERY_S = 0.5
 _SETTLED_S = 0.05
 _SETTLE_ROUNDS = 10
 
@@ -60,7 +62,10 @@ class Watcher:
 
     def start(self) -> None:
         """Begin to reconcile."""
-        work = (self._reconcile_forever(), self._watch_files(), self._watch_registry(), self._watch_credentials())
+        work = (
+            self._look_at_files(), self._reconcile_forever(), self._watch_files(), self._watch_registry(),
+            self._watch_credentials(),
+        )
         self._tasks = [asyncio.create_task(w) for w in work]
 
     def trigger(self) -> None:
@@ -171,6 +176,19 @@ class Watcher:
             if time.monotonic() >= until_s:
                 return
 
+    async def _look_at_files(self) -> None:
+        """Ask for a pass where the names stand for other files than before, of which no watch tells.
+
+        Links are swapped as a whole where a ConfigMap is mounted or a repository synced; network drives say nothing.
+        """
+        seen = _standing(self._directory)    # before the first pass reads them
+        while True:
+            await asyncio.sleep(_LOOK_EVERY_S)
+            standing = await asyncio.to_thread(_standing, self._directory)
+            if standing != seen:
+                seen = standing
+                self.trigger()
+
     async def _watch_credentials(self) -> None:
         """Ask for a pass when an account has a credential that it had not before, or when we may have missed that."""
         while True:
@@ -199,6 +217,20 @@ class Watcher:
                 if event.type in (scheduler_pb2.ObjectEvent.RESYNC, scheduler_pb2.ObjectEvent.SYNCED):
                     self.trigger()
             await asyncio.sleep(_REWATCH_S)
+
+
+def _standing(directory: Path) -> list[tuple[str, int, int, int, int]]:
+    """Return which files stand behind a directory's names, links followed, and as of when."""
+    try:
+        files = manifest_files(directory)
+    except UnreadableDirectory:
+        return []
+    standing = []
+    for file in files:
+        with contextlib.suppress(OSError):
+            found = file.stat()
+            standing.append((file.name, found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size))
+    return standing
 
 
 def _changed_at(file: Path) -> float:
