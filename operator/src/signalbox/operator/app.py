@@ -99,8 +99,12 @@ async def _operate(
     documents = Documents(
         board, rooms, Carrier(rooms, WRITER, fence), _policy(settings), metrics=metrics, ready=ready,
     )
+    watch = Watch(
+        namespaces, known=board.world.get, notice=board.notice, forget=board.forget,
+        beat=lambda: metrics.beat("watch"),
+    )
     listing = Listing(
-        board, cluster, namespaces, every_s=settings.resync_s, metrics=metrics, listed=documents.relist,
+        board, cluster, watch, namespaces, every_s=settings.resync_s, metrics=metrics, listed=documents.relist,
     )
     live = Live(board, rooms, every_s=settings.numbers_every_s, metrics=metrics, lost=documents.relist)
     statuses = Statuses(
@@ -109,11 +113,6 @@ async def _operate(
     deletions = Deletions(
         board, rooms, writer, limit=timedelta(seconds=settings.drain_limit_s), metrics=metrics,
     )
-    watch = Watch(
-        namespaces, known=board.world.get, notice=board.notice, forget=board.forget, begun=listing.begun,
-        beat=lambda: metrics.beat("watch"),
-    )
-    watch.start()
     loops = (
         listing.keep_whole, listing.keep_namespaces, documents.keep_in_force, documents.keep_withdrawing,
         live.keep_watching, live.keep_asking, live.keep_counting, live.keep_grants, statuses.keep_true,

@@ -1,4 +1,7 @@
-"""Lists everything that is watched: at the start, every few minutes, and whenever a watch may have missed something."""
+"""Lists everything that is watched: at the start, every few minutes, and whenever a watch may have missed something.
+
+The first listing does not wait for the watches: they begin after it, and what they may have missed is listed then.
+"""
 
 import asyncio
 import contextlib
@@ -9,6 +12,7 @@ from typing import Any
 from signalbox.core import logs
 from signalbox.core.errors import Refused, SignalboxError
 from signalbox.kube import CUSTOM_KINDS, Cluster
+from signalbox.operator.adapters.watching import Watch
 from signalbox.operator.controllers.board import Board
 from signalbox.operator.domain.world import Seen, identity_of, read, version_of
 from signalbox.operator.metrics import Metrics
@@ -20,7 +24,7 @@ _FIRST_RETRY_S = 0.5
 _LONGEST_RETRY_S = 10.0
 _NAMESPACES_EVERY_S = 15.0
 _NAMESPACE_WATCH_S = 25.0
-# How long the first listing waits for the watches to begin, so that there need be no second one.
+# How long the watches are waited for to begin, so that what they have missed is listed all at once.
 _WATCHES_BEGIN_S = 3.0
 # A watch that begins anew again and again does not have everything listed each time.
 _AGAIN_AFTER_S = 2.0
@@ -31,14 +35,18 @@ Place = tuple[str, str | None]
 
 
 class Listing:
-    """Keeps `board.world` whole. `namespaces` None means all; `listed` is called after each whole listing."""
+    """Keeps `board.world` whole, and has `watch` begin. `namespaces` None means all.
+
+    `listed` is called after each whole listing.
+    """
 
     def __init__(
-        self, board: Board, cluster: Cluster, namespaces: Sequence[str] | None, *, every_s: float, metrics: Metrics,
-        listed: Callable[[], None],
+        self, board: Board, cluster: Cluster, watch: Watch, namespaces: Sequence[str] | None, *, every_s: float,
+        metrics: Metrics, listed: Callable[[], None],
     ) -> None:
         self._board = board
         self._cluster = cluster
+        self._watch = watch
         self._every_s = every_s
         self._metrics = metrics
         self._listed = listed
@@ -52,16 +60,15 @@ class Listing:
         self._failure = ""
         self._polled: set[str] = set()
 
-    def begun(self, kind: str, namespace: str | None) -> None:
-        """Note that a watch begins anew: a listing finds what it missed."""
+    def _begun(self, kind: str, namespace: str | None) -> None:
+        """Note that a watch begins: a listing finds what it missed."""
         log.info("watch_begins", kind=kind, namespace=namespace or "*")
         self._due[kind, namespace] = None
         self._some_due.set()
 
     async def keep_whole(self) -> None:
         """List everything at the start and every few minutes, and in between what watches may have missed."""
-        await self._watches_begin()
-        retry_s, whole_at_s = _FIRST_RETRY_S, 0.0
+        retry_s, whole_at_s, watching = _FIRST_RETRY_S, 0.0, False
         while True:
             self._metrics.beat("listing")
             whole = time.monotonic() >= whole_at_s
@@ -69,7 +76,12 @@ class Listing:
                 await self._list_all(self._places if whole else [*self._due], whole=whole)
                 retry_s, self._failure = _FIRST_RETRY_S, ""
                 whole_at_s = time.monotonic() + self._every_s if whole else whole_at_s
-                await asyncio.sleep(min(_AGAIN_AFTER_S, self._every_s))
+                if watching:
+                    await asyncio.sleep(min(_AGAIN_AFTER_S, self._every_s))
+                else:
+                    watching = True
+                    self._watch.start(self._begun)
+                    await self._watches_begin()
             except SignalboxError as e:
                 if str(e) != self._failure:
                     log.warning("listing_failed", why=str(e))
@@ -139,9 +151,8 @@ class Listing:
             for namespace in self._namespaces or ():
                 await self._look_at(namespace)
             self._board.complete = True
-            self._listed()
-        if places:
             self._board.changed.set()
+            self._listed()
 
     async def _list(self, kind: str, namespace: str | None) -> None:
         found: list[Seen] = []
@@ -158,6 +169,8 @@ class Listing:
         news = self._board.world.replace(kind, namespace, found, version)
         self._board.withdrawn += [i for i in news if i.kind == "RelayKey" and self._board.world.get(i) is None]
         self._metrics.objects.labels(kind).set(len(found))
+        if news:
+            self._board.changed.set()
         self._board.mark(news)
 
 
