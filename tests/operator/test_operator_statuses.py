@@ -176,6 +176,25 @@ def with_ready(value: str, reason: str, **more: tuple[str, str]) -> dict[str, An
             "ClaudeAccount", with_ready("True", "Serves", Available=("True", "Serves")),
             with_ready("False", "SecretNotFound", Available=("False", "SecretNotFound")), ["SecretNotFound"],
         ),
+        (  # one cause shows in one condition after the other, and leaves them so
+            "ClaudeAccount", with_ready("True", "Serves", Available=("False", "CredentialInvalid")),
+            with_ready("True", "Serves", Available=("False", "CredentialInvalid"), CredentialValid=("False", "CredentialInvalid")),
+            [],
+        ),
+        (
+            "ClaudeAccount",
+            with_ready("True", "Serves", Available=("False", "CredentialInvalid"), CredentialValid=("False", "CredentialInvalid")),
+            with_ready("True", "Serves", Available=("False", "CredentialInvalid"), CredentialValid=("True", "Valid")), [],
+        ),
+        (
+            "ClaudeAccount",
+            with_ready("True", "Serves", Available=("False", "CredentialInvalid"), CredentialValid=("True", "Valid")),
+            with_ready("True", "Serves", Available=("True", "Serves"), CredentialValid=("True", "Valid")), ["Recovered"],
+        ),
+        (  # another cause takes over
+            "ClaudeAccount", with_ready("True", "Serves", Available=("False", "Limited")),
+            with_ready("True", "Serves", Available=("False", "Unreachable")), ["Unreachable"],
+        ),
     ],
 )
 def test_what_is_told(kind: str, old: Any, new: Any, told: list[str]) -> None:

@@ -25,6 +25,8 @@ class Board:
         """Why the token-refresher would not take a grant, by account."""
         self.withdrawn: list[Identity] = []
         """What was deleted (keys) or paused, and may still be used as the registry has it."""
+        self.unheard = {"registry", "grants"}
+        """Of what no room has told anything yet: an object that serves would seem to be of unknown state."""
         self.changed = asyncio.Event()
         self.dirty: dict[Identity, None] = {}
         self.some_dirty = asyncio.Event()

@@ -61,14 +61,21 @@ class Deletions:
             case Step.HOLD:
                 after = await self._writer.hold(seen)
             case Step.RELEASE | Step.GIVE_UP:
-                if chosen is Step.GIVE_UP:
-                    note = f"not known to be idle after {self._limit.total_seconds():g} s; deleted all the same"
-                    await self._writer.event(seen, Event(WARNING, DRAIN_LIMIT_REACHED, note))
                 after = await self._writer.release(seen)
             case _:
                 return
         if (newer := read(after, seen)) is not None:
             self._board.notice(newer)
+        if chosen is Step.GIVE_UP:
+            await self._tell(seen)
+
+    async def _tell(self, seen: Seen) -> None:
+        """Post that an account went without being idle; where its namespace goes too, nobody can be told."""
+        note = f"not known to be idle after {self._limit.total_seconds():g} s; deleted all the same"
+        try:
+            await self._writer.event(seen, Event(WARNING, DRAIN_LIMIT_REACHED, note))
+        except SignalboxError as e:
+            log.warning("event_not_posted", reason=DRAIN_LIMIT_REACHED, why=str(e))
 
     async def _in_flight(self, leaving: list[Seen]) -> dict[str, int]:
         """Return how many requests run on accounts that are known to take no new conversation; {} where unknown."""

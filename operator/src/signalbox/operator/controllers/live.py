@@ -49,6 +49,7 @@ class Live:
             async for event in self._rooms.watch_objects():
                 if event.type == ObjectEvent.SYNCED:
                     synced = True
+                    self._board.unheard.discard("registry")
                 self._take(event, first=not synced)
             await asyncio.sleep(_REWATCH_S)
 
@@ -79,6 +80,7 @@ class Live:
             self._metrics.beat("grants")
             with contextlib.suppress(SignalboxError):
                 found = await self._rooms.grants()
+                self._board.unheard.discard("grants")
                 if any(account not in found for account in self._board.grants):
                     self._lost()
                 healings = self._board.healings

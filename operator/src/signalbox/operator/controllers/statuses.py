@@ -27,6 +27,9 @@ from signalbox.v1 import scheduler_pb2
 log = logs.logger(__name__)
 
 _BACK_OFF_S = 2.0
+# After its start the operator says nothing until the rooms have told it how things are, but for so long at most: what
+# was said before it started still holds, and to take it back for a second would tell of changes that there were not.
+_HEAR_FIRST_S = 10.0
 _TIDY_EVERY_S = 60.0
 _GONE = ("NotFound", "Conflict")
 
@@ -46,9 +49,11 @@ class Statuses:
         self._last: dict[Identity, Written] = {}
         self._busy: set[Identity] = set()
         self._told: set[str] = set()
+        self._hears_until_s = 0.0
 
     async def keep_true(self) -> None:
         """Write what is due."""
+        self._hears_until_s = time.monotonic() + _HEAR_FIRST_S
         async with asyncio.TaskGroup() as group:
             for _ in range(self._writers):
                 group.create_task(self._work())
@@ -79,7 +84,7 @@ class Statuses:
             del self._board.dirty[identity]
             if identity in self._busy:
                 self._put_off(identity, 0.5)
-            elif self._board.complete:
+            elif self._can_tell():
                 self._busy.add(identity)
                 try:
                     await self._write_if_due(identity)
@@ -88,6 +93,10 @@ class Statuses:
             else:
                 self._put_off(identity, 0.5)
             await asyncio.sleep(0)
+
+    def _can_tell(self) -> bool:
+        heard = not self._board.unheard or time.monotonic() >= self._hears_until_s
+        return self._board.complete and heard
 
     async def _write_if_due(self, identity: Identity) -> None:
         seen = self._board.world.get(identity)

@@ -1,6 +1,6 @@
 """Which changes of an object's status are told as Kubernetes Events: each once, with constant reasons. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any, Final, NamedTuple
 
 from signalbox.resources import conditions as c
@@ -30,25 +30,37 @@ class Event(NamedTuple):
 
 
 def events(kind: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Event]:
-    """Return what there is to tell of a status that changed from `old` to `new`."""
+    """Return what there is to tell of a status that changed from `old` to `new`.
+
+    One cause makes several conditions false, and not always at one moment: it is told when the first one shows it, and
+    again when the last one no longer does.
+    """
     before, after = _by_type(old), _by_type(new)
+    known, left = _causes(before), _causes(after)
     told = [
         event for name in (c.ACCEPTED, c.READY, c.CREDENTIAL_VALID, c.AVAILABLE)
-        if name in after and (event := _change(before.get(name, {}), after[name])) is not None
+        if name in after and (event := _change(before.get(name, {}), after[name], known, left)) is not None
     ]
     if kind == "RelayKey":
         told += _exhaustion(before.get(c.READY, {}), after.get(c.READY, {}))
     return list({event.reason: event for event in reversed(told)}.values())[::-1]
 
 
-def _change(old: Mapping[str, Any], new: Mapping[str, Any]) -> Event | None:
+def _change(
+    old: Mapping[str, Any], new: Mapping[str, Any], known: Set[str], left: Set[str],
+) -> Event | None:
+    """Tell of one condition; `known` were the causes before, `left` are those that remain."""
     reason, message = str(new["reason"]), str(new.get("message", ""))
     if new["status"] == "False":
-        changed = old.get("status") != "False" or old.get("reason") != reason
-        return Event(WARNING, reason, message or reason) if changed and reason not in _ASKED_FOR else None
-    if new["status"] == "True" and old.get("status") == "False" and old.get("reason") not in _ASKED_FOR:
+        return Event(WARNING, reason, message or reason) if reason not in known | _ASKED_FOR else None
+    if new["status"] == "True" and old.get("status") == "False" and old.get("reason") not in left | _ASKED_FOR:
         return Event(NORMAL, RECOVERED, f"{new['type']} again, after {old.get('reason')}")
     return None
+
+
+def _causes(conditions: Mapping[str, Mapping[str, Any]]) -> frozenset[str]:
+    """Return why conditions are false."""
+    return frozenset(str(one.get("reason")) for one in conditions.values() if one.get("status") == "False")
 
 
 def _exhaustion(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Event]:
