@@ -107,7 +107,7 @@ FULL: list[tuple[str, Document]] = [
     }),
     ("ClaudeAccount", {"provider": "Anthropic", "credential": {"oauth": {
         **OAUTH, "clientSecretRef": REF, "scopes": MANY, "headers": {"x-a": "b"},
-        "tokenURL": "https://h/" + "x" * 2038,
+        "tokenURL": "https://h/" + "x" * 2038, "authorizationURL": "https://h/authorize",
     }}}),
     ("ClaudeAccount", {"provider": "Anthropic", "credential": {"federation": {
         "tokenURL": "http://tokens.team.svc:8080/t", "organizationID": "o", "federationRuleID": "f",
@@ -116,6 +116,10 @@ FULL: list[tuple[str, Document]] = [
     ("ClaudeAccount", {"provider": "Bedrock", "credential": {"bedrock": {
         "region": "us-east-1", "roleARN": "arn:aws:iam::1:role/a", "webIdentityTokenFile": "/t",
     }}}),
+    ("ClaudeAccount", {"provider": "Bedrock", "credential": {"bedrock": {
+        "region": "eu-central-1", "accessKeyRef": REF, "secretKeyRef": REF,
+    }}}),
+    ("ClaudeAccount", {"provider": "Bedrock", "credential": {"bedrock": {"region": "us-east-1", "bearerTokenRef": REF}}}),
     ("ClaudeAccount", {"provider": "Vertex", "credential": {"vertex": {
         "projectID": "p", "region": "global", "serviceAccountRef": REF,
     }}}),
@@ -145,6 +149,33 @@ FULL: list[tuple[str, Document]] = [
     }),
     ("RelayKey", {"secretRef": REF, "expiresAt": "2027-01-01T00:00:00Z"}),
 ]
+
+
+def test_the_good_documents_leave_no_field_out(api: Api) -> None:
+    for kind in GOOD:
+        definition = api.get("CustomResourceDefinition", f"{kind.lower()}s.signalbox.dev")
+        schema = definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+        used = set().union(*(_fields_used(schema, spec) for k, spec in FULL if k == kind))
+        assert _fields(schema) - used == set()
+
+
+def _fields(schema: Document, path: str = "spec") -> set[str]:
+    """Return the path of every field that a schema has."""
+    inner = {f"{path}.{name}": part for name, part in schema.get("properties", {}).items()}
+    if "items" in schema:
+        inner[f"{path}[]"] = schema["items"]
+    return {path}.union(*(_fields(part, name) for name, part in inner.items()))
+
+
+def _fields_used(schema: Document, value: Any, path: str = "spec") -> set[str]:
+    """Return those that a document has."""
+    used = {path}
+    for name, part in schema.get("properties", {}).items():
+        if name in value:
+            used |= _fields_used(part, value[name], f"{path}.{name}")
+    for each in value if "items" in schema else ():
+        used |= _fields_used(schema["items"], each, f"{path}[]")
+    return used
 
 
 @pytest.mark.parametrize("number", range(len(FULL)))
@@ -214,8 +245,14 @@ def test_fields_can_be_selected_by(api: Api, ns: str) -> None:
     found = api.list("RelayKey", ns, fieldSelector="spec.state=Paused")
     assert [key["metadata"]["name"] for key in found] == ["a"]
     assert len(api.list("RelayKey", ns, fieldSelector="spec.owner=ada@example.com")) == 2
-    assert api.list("AccountPool", ns, fieldSelector="spec.strategy=Priority") == []
-    assert api.list("ClaudeAccount", ns, fieldSelector="spec.provider=Vertex") == []
+    api.create(document("AccountPool", {**GOOD["AccountPool"], "strategy": "Priority"}, namespace=ns))
+    api.create(document("ClaudeAccount", {**GOOD["ClaudeAccount"], "limitGroup": "g"}, namespace=ns))
+    for kind, field, value, other in (
+        ("AccountPool", "strategy", "Priority", "Headroom"), ("ClaudeAccount", "provider", "Anthropic", "Vertex"),
+        ("ClaudeAccount", "limitGroup", "g", "h"),
+    ):
+        assert len(api.list(kind, ns, fieldSelector=f"spec.{field}={value}")) == 1
+        assert api.list(kind, ns, fieldSelector=f"spec.{field}={other}") == []
 
 
 # ---------------------------------------------------------------------- the examples

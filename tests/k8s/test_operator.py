@@ -54,13 +54,15 @@ def test_what_is_applied_serves_and_says_so(api: Api, release: Release, sim: Sim
 
 def test_what_kubectl_get_shows_of_serving_objects(api: Api, release: Release, sim: Simulator, ns: str) -> None:
     tenant(api, release, ns, sim.url)
+    apply_key(api, ns, expiresAt="2099-01-01T00:00:00Z")
     api.apply(placed(pool("both", ["acme", "later"]), ns))
     rows = within(SOON_S, lambda: [r for r in api.table("AccountPool", ns)[1] if r["Accounts"] == "1/1"])
     assert rows[0]["Strategy"] == "Headroom"
     (account,) = within(SOON_S, lambda: [r for r in api.table("ClaudeAccount", ns)[1] if r["Reason"] == "Serves"])
     assert (account["Provider"], account["Ready"], account["In Flight"]) == ("Anthropic", "True", 0)
-    (key,) = within(SOON_S, lambda: [r for r in api.table("RelayKey", ns)[1] if r["Reason"] == "Serves"])
-    assert (key["Owner"], key["Ready"]) == ("ada@example.com", "True")
+    (key,) = within(SOON_S, lambda: [r for r in api.table("RelayKey", ns)[1] if r["Expires"]])
+    assert (key["Owner"], key["Ready"], key["Reason"]) == ("ada@example.com", "True", "Serves")
+    assert key["Expires"] == "2099-01-01T00:00:00Z"
 
 
 def test_an_edited_secret_is_in_use_within_five_seconds(api: Api, release: Release, sim: Simulator, ns: str) -> None:
@@ -156,7 +158,18 @@ def test_a_limited_account_says_until_when(api: Api, release: Release, sim: Simu
     status = api.get("ClaudeAccount", "acme", ns)["status"]
     assert status["limitedUntil"] > time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     assert ready(api, "ClaudeAccount", "acme", ns) == ("True", "Serves")
+    (shown,) = api.table("ClaudeAccount", ns)[1]
+    assert (shown["Reason"], shown["Limited Until"]) == ("Limited", status["limitedUntil"])
     within(SOON_S, lambda: [r for r, _ in api.events("acme", ns)].count("Limited") == 1)
+
+
+def test_what_is_used_of_the_providers_windows_is_in_the_status(api: Api, release: Release, ns: str) -> None:
+    taught = {"5h-utilization": "0.62", "5h-reset": "+7200", "5h-status": "allowed"}
+    with Simulator({"accounts": [{"name": "acme", "key": account_key(ns), "unified": taught}]}) as provider:
+        tenant(api, release, ns, provider.url)
+        (window,) = within(SOON_S, lambda: api.get("ClaudeAccount", "acme", ns)["status"].get("limits"))
+    assert window["utilizationPermille"] == 620
+    assert window["resetsAt"] > time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def test_a_pool_lets_other_namespaces_in_by_their_labels(api: Api, release: Release, sim: Simulator, ns: str) -> None:

@@ -14,12 +14,18 @@ from tests.support.sim import Simulator
 from tests.support.tenant import apply_account, apply_key, served, tenant
 
 TOKEN_PATH = "/v1/oauth/token"
+# In which an operator that has just started would have taken back what it said.
+SETTLED_S = 4.0
 WRITTEN = 'signalbox_status_writes_total{kind="ClaudeAccount",result="done"}'
 DONE = 'signalbox_reconcile_total{kind="ClaudeAccount",result="done"}'
 
 
 def available(api: Api, ns: str) -> str:
     return str(api.condition("ClaudeAccount", "acme", "Available", ns).get("reason", ""))
+
+
+def times_told(api: Api, ns: str, name: str, reason: str) -> int:
+    return [told for told, _ in api.events(name, ns)].count(reason)
 
 
 def test_redis_is_wiped(api: Api, alone: Release, sim: Simulator, ns: str) -> None:
@@ -96,6 +102,22 @@ def test_deletion_does_not_hang_when_the_schedulers_are_gone_for_good(
     api.delete("ClaudeAccount", "acme", ns)
     within(SOON_S, lambda: api.get("ClaudeAccount", "acme", ns) is None)
     within(SOON_S, lambda: "DrainLimitReached" in dict(api.events("acme", ns)))
+
+
+def test_a_namespace_goes_although_the_peers_are_gone_for_good(
+    api: Api, alone: Release, sim: Simulator, ns: str,
+) -> None:
+    """The operator never met them since its start, and nothing can be told in a namespace that is being deleted."""
+    leaving = f"{ns}-leaving"
+    api.namespace(leaving)
+    tenant(api, alone, leaving, sim.url)
+    within(SOON_S, lambda: api.get("ClaudeAccount", "acme", leaving)["metadata"].get("finalizers"))
+    for room in ("scheduler", "token_refresher", "operator"):
+        alone.kill(room)
+    alone.start("operator", wait=False)
+    api.delete("Namespace", leaving)
+    within(SOON_S, lambda: api.get("ClaudeAccount", "acme", leaving) is None)
+    within(SOON_S, lambda: api.get("Namespace", leaving) is None)
 
 
 def test_the_documented_escape_when_the_operator_is_gone(api: Api, alone: Release, sim: Simulator, ns: str) -> None:
@@ -181,6 +203,8 @@ def test_a_document_that_was_refused_before_the_start_can_still_be_withdrawn(
     within(SOON_S, lambda: api.condition("RelayKey", "ada", "Accepted", ns).get("status") == "False")
     api.delete("Secret", "bob", ns)
     within(SOON_S, lambda: alone.call(other)[0] == 401)
+    for name in ("ada", "bob"):  # told once, whatever else has changed since, two starts included
+        assert times_told(api, ns, name, "Invalid") == 1
     api.delete("RelayKey", "ada", ns)
     within(SOON_S, lambda: alone.call(key)[0] == 401)
 
@@ -188,7 +212,10 @@ def test_a_document_that_was_refused_before_the_start_can_still_be_withdrawn(
 def test_a_credential_that_becomes_good_again_has_its_account_tried_at_once(
     api: Api, alone: Release, ns: str,
 ) -> None:
-    """Refused by the token endpoint until somebody tries it by hand; the document never changes."""
+    """Refused by the token endpoint until somebody tries it by hand; the document never changes.
+
+    What happens is told once each, by constant reasons, and not again by an operator that starts anew.
+    """
     client = {"id": "signalbox", "secret": "the-operators-own-client-secret"}
     grant = {"account": "acme", "client_id": "signalbox", "refresh_token": "sk-ant-ort-seed-of-acme"}
     oauth = {"clients": [client], "expires_in": 3600, "grants": [grant]}
@@ -211,3 +238,15 @@ def test_a_credential_that_becomes_good_again_has_its_account_tried_at_once(
         assert tried.returncode == 0, tried.stdout + tried.stderr
         within(SOON_S, lambda: alone.metric("operator", DONE) > before)
         served(alone, key)
+        within(SOON_S, lambda: times_told(api, ns, "acme", "Recovered") == 1)
+        provider.revoke("acme", family=True)
+        within(SOON_S, lambda: alone.call(key)[0] in (429, 503))
+        within(SOON_S, lambda: api.condition("ClaudeAccount", "acme", "CredentialValid", ns).get("reason") == "NeedsAuthorization")
+        within(SOON_S, lambda: times_told(api, ns, "acme", "NeedsAuthorization") == 1)
+        said = api.get("ClaudeAccount", "acme", ns)["status"]["conditions"]
+        alone.restart("operator")
+        within(SOON_S, lambda: alone.metric("operator", "signalbox_reconcile_pass_seconds"))
+        time.sleep(SETTLED_S)
+        assert api.get("ClaudeAccount", "acme", ns)["status"]["conditions"] == said
+        for reason in ("CredentialInvalid", "Recovered", "NeedsAuthorization"):
+            assert times_told(api, ns, "acme", reason) == 1, api.events("acme", ns)

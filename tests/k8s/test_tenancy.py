@@ -43,7 +43,10 @@ def reason(api: Api, kind: str, name: str, ns: str) -> str:
 
 
 def test_the_attacker_has_no_rights_outside(two: Two) -> None:
+    two.api.apply(placed(relay_key("own"), two.attacker))
     for attempt in (
+        lambda: two.api.namespace(two.attacker, tier="shared"),  # to be let in where others let labels in
+        lambda: two.api.merge("RelayKey", "own", {"status": {"firstUsedAt": None}}, two.attacker, part="status"),
         lambda: two.api.list("RelayKey", two.victim),
         lambda: two.api.get("Secret", "acme", two.victim),
         lambda: two.api.get("Secret", "acme", two.attacker),
@@ -78,10 +81,33 @@ def test_the_attackers_pool_cannot_hold_the_victims_accounts(two: Two, release: 
     with pytest.raises(Refusal):
         two.api.apply(placed(pool("grab", [f"{two.victim}/acme"]), two.attacker))
     two.api.apply(placed(pool("grab", ["acme"], failover={"fallbackPools": [f"{two.victim}/default"]}), two.attacker))
+    everything = placed(pool("everything", []), two.attacker)
+    everything["spec"]["members"] = {"matchLabels": {}}
+    two.api.apply(everything)
+    for name in ("grab", "everything"):
+        text = relay_key_text(two.attacker, name)
+        two.api.apply(placed(secret(name, **{"relay-key": text}), two.attacker), force=True)
+        two.api.apply(placed(relay_key(name, pools=[name]), two.attacker))
+        # Until it is in force, the key is unknown, or its pool.
+        within(SOON_S, lambda text=text: "pool_empty" in release.call(text)[1])
+
+
+def test_the_victims_accounts_do_not_rest_with_the_attackers(
+    two: Two, api: Api, release: Release, sim: Simulator,
+) -> None:
+    """A limitGroup of the same name is another one: else whoever is limited on purpose would stop the others."""
+    apply_account(api, two.victim, sim.url, limitGroup="shared")
+    apply_account(api, two.attacker, sim.url, limitGroup="shared")
     text = relay_key_text(two.attacker)
     two.api.apply(placed(secret("ada", **{"relay-key": text}), two.attacker), force=True)
-    two.api.apply(placed(relay_key("ada", pools=["grab"]), two.attacker))
-    within(SOON_S, lambda: "pool_empty" in release.call(text)[1])  # until it is in force, the key is unknown, or its pool
+    two.api.apply(placed(relay_key("ada"), two.attacker))
+    served(release, text)
+    limited = at_provider(account_key(two.attacker))
+    sim.script(standing={"status": 429, "retry_after": 300}, account=limited)
+    within(SOON_S, lambda: "pool_limited" in release.call(text)[1])
+    sim.clear_script(limited)
+    assert api.get("ClaudeAccount", "acme", two.victim)["spec"]["limitGroup"] == "shared"
+    assert release.call(two.key)[0] == 200
 
 
 def test_the_victims_key_cannot_be_hijacked(two: Two, api: Api, release: Release, sim: Simulator) -> None:
@@ -221,16 +247,27 @@ def test_statuses_and_events_quote_no_secret(two: Two, api: Api) -> None:
     odd = account("odd", "https://api.anthropic.com")
     odd["spec"]["credential"]["apiKey"]["secretRef"]["name"] = "acme"
     two.api.apply(placed(odd, two.attacker), force=True)
-    within(SOON_S, lambda: reason(two.api, "ClaudeAccount", "odd", two.attacker) == "SecretInvalid")
-    shown = str([api.list(kind, two.attacker) for kind in ("ClaudeAccount", "Event")])
+    through = account("through", "https://api.anthropic.com", proxy={"urlRef": {"name": "acme", "key": "api-key"}})
+    two.api.apply(placed(secret("through", **{"api-key": account_key(two.attacker)}), two.attacker), force=True)
+    two.api.apply(placed(through, two.attacker))
+    spelled = relay_key("spelled")
+    spelled["spec"]["secretRef"] = {"name": "acme", "key": "api-key"}
+    two.api.apply(placed(spelled, two.attacker))
+    for kind, name in (("ClaudeAccount", "odd"), ("ClaudeAccount", "through"), ("RelayKey", "spelled")):
+        within(SOON_S, lambda k=kind, n=name: reason(two.api, k, n, two.attacker) == "SecretInvalid")
+    shown = str([api.list(kind, two.attacker) for kind in ("ClaudeAccount", "RelayKey", "Event")])
     assert "but-a-secret" not in shown
 
 
-def test_an_unwatched_namespace_serves_nobody(api: Api, release: Release, sim: Simulator, ns: str) -> None:
-    """Where a release watches one namespace, keys and accounts elsewhere do not exist for it."""
+@pytest.mark.parametrize("watched", ["named", "own"])
+def test_an_unwatched_namespace_serves_nobody(
+    api: Api, release: Release, sim: Simulator, ns: str, watched: str,
+) -> None:
+    """Where a release watches one namespace, by name or its own, keys and accounts elsewhere do not exist for it."""
     other = f"{ns}-unwatched"
     api.namespace(other)
-    release.restart("operator", SIGNALBOX_WATCH_NAMESPACES=ns)
+    named, own = (ns, "default") if watched == "named" else ("", ns)
+    release.restart("operator", SIGNALBOX_WATCH_NAMESPACES=named, SIGNALBOX_OPERATOR_NAMESPACE=own)
     try:
         tenant(api, release, ns, sim.url)
         apply_account(api, other, sim.url)
