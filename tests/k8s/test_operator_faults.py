@@ -16,6 +16,7 @@ from tests.support.tunnel import Tunnel
 DEAD_WATCH_S = 30.0
 SLACK_S = 15.0
 AWAY_S = 60.0
+WATCHED = ("ClaudeAccount", "AccountPool", "RelayKey", "Secret", "Namespace")
 # Of waiting for what has no bound of its own, on a machine that may be busy.
 PATIENCE_S = 90.0
 # Without a sign of the newer operator until the older one takes over (SILENT_AFTER_S), and what looking every 3 s adds.
@@ -76,8 +77,10 @@ def test_a_silently_dead_watch_is_replaced(
     """The way to the API server swallows everything on the connections that there are; new ones work."""
     with Tunnel(plane.url) as tunnel:
         kubeconfig = str(plane.identity(f"{OPERATOR}-through-a-tunnel", user=OPERATOR, url=tunnel.url))
+        before = said(alone, "watch_begins")
         alone.restart("operator", SIGNALBOX_OPERATOR_KUBECONFIG=kubeconfig, KUBECONFIG=kubeconfig)
         key = tenant(api, alone, ns, sim.url)
+        within(PATIENCE_S, lambda: said(alone, "watch_begins") >= before + len(WATCHED))
         time.sleep(3)  # the listing that follows each start of a watch is over
         tunnel.swallow()
         api.merge("RelayKey", "ada", {"spec": {"state": "Paused"}}, ns)
