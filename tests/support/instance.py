@@ -17,6 +17,8 @@ from typing import Any
 
 import yaml
 
+from tests.support import commands
+
 SIGNALBOX = str(Path(sys.executable).parent / "signalbox")
 START_LIMIT_S = 150.0
 STOP_LIMIT_S = 90.0
@@ -87,10 +89,7 @@ class Instance:
 
     def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run another command against this instance."""
-        result = subprocess.run(
-            [SIGNALBOX, *arguments, "--data", str(self.data)], env=self._environment, text=True, capture_output=True,
-            timeout=90, check=False,
-        )
+        result = commands.run([*arguments, "--data", str(self.data)], self._environment, 90)
         if check and result.returncode != 0:
             raise AssertionError(f"signalbox {' '.join(arguments)} exited {result.returncode}: {result.stderr}")
         return result
