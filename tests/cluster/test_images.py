@@ -78,6 +78,16 @@ def test_the_bill_of_materials_names_every_pinned_package() -> None:
     assert {"libc6", "python3", "ca-certificates"} <= {name for name, _ in named}
 
 
+def test_every_module_has_its_byte_code() -> None:
+    """The root is read-only: what has none would be compiled at every start."""
+    for path in archives():
+        files = Image(path).files()
+        modules = {name for name in files if re.match(r"(opt/signalbox|usr/lib/python3\.\d+)/.*\.py$", name)}
+        assert modules or path.stem not in ("signalbox", "signalbox-simulator")
+        compiled = {re.sub(r"__pycache__/([^/]+)\.cpython-\d+\.pyc$", r"\1.py", name) for name in files if name.endswith(".pyc")}
+        assert modules - compiled == set()
+
+
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_room_starts_from_its_image(serving: Cluster, room: str) -> None:
     program = (ROOT / "tests/cluster/startup.py").read_text()
