@@ -50,7 +50,7 @@ test-scale: setup ## the operator with a thousand accounts and ten thousand keys
 
 .PHONY: test-fast
 test-fast: setup ## the fast tests (at most a minute)
-	@exec $(BIN)/pytest -q -n 3 --dist loadfile --no-loadscope-reorder --hypothesis-profile=fast -m "not slow and not k8s and not scale" $(SLOW_FILES)
+	@exec $(BIN)/pytest -q -n 4 --dist loadfile --no-loadscope-reorder --hypothesis-profile=fast -m "not slow and not k8s and not scale" $(SLOW_FILES)
 
 .PHONY: setup-tests
 setup-tests:

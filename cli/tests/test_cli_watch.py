@@ -231,6 +231,7 @@ async def test_a_flushed_registry_is_filled_again_within_two_seconds(world: Worl
     await world.within(2.0, lambda: world.has("RelayKey", "ada"))
 
 
+@pytest.mark.slow
 async def test_a_registry_that_restarts_empty_is_filled_again(world: World) -> None:
     world.write("k.yaml", key())
     world.watcher.start()

@@ -80,6 +80,7 @@ async def say(call: Any, text: str, protocol: str = "v1") -> None:
 # ---------------------------------------------------------------------- the library's client
 
 
+@pytest.mark.slow
 async def test_the_library_gets_messages_of_all_sizes_and_both_ends(address: str) -> None:
     """More than both sides' windows hold at once, in one message and in many."""
     sizes = [0, 1, 16_370, 16_384, 16_385, 65_535, 100_000, 20 << 20, *([3000] * 500), 5]

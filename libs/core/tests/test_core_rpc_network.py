@@ -68,6 +68,7 @@ async def test_with_tls_only_a_room_with_a_certificate_of_the_same_authority_is_
         await server.stop(0)
 
 
+@pytest.mark.slow
 async def test_a_patient_start_waits_for_what_comes_later_and_an_impatient_one_does_not() -> None:
     tries = 0
 

@@ -226,6 +226,7 @@ async def test_wrong_credentials_are_refused(proxied, provider, scheme):
     assert "wrong-one" not in repr(caught.value.__cause__)
 
 
+@pytest.mark.slow
 async def test_a_provider_behind_a_good_proxy_answers_for_itself(proxied, identity):
     """Who does not prove its name, and who says nothing, is at fault itself."""
     proxy = await proxied("http")

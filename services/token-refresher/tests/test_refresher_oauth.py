@@ -270,6 +270,7 @@ async def test_what_was_never_sent_is_told_from_what_was_lost() -> None:
         assert isinstance(answer, Unsent), url
 
 
+@pytest.mark.slow
 async def test_a_server_that_speaks_no_tls_got_nothing() -> None:
     async with Peer(b"what?") as peer:
         answer = await TokenEndpoint(SystemClock(), 1.0).ask(refresh_request(oauth(peer.url.replace("http:", "https:"))))

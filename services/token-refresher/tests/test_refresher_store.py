@@ -149,6 +149,7 @@ async def test_deleting_a_grant_does_not_give_its_lease_away(directory: Path) ->
     assert list((directory / LEASES).iterdir()) == []
 
 
+@pytest.mark.slow
 async def test_changes_of_others_are_noticed(directory: Path) -> None:
     first, second = reopened(directory), reopened(directory)
     kept = await saved(first, grant("default/old"))

@@ -194,6 +194,7 @@ async def test_callers_that_come_at_any_moment_of_a_renewal_are_answered(tmp_pat
         assert sim.grants()[0]["refreshes"] == 1
 
 
+@pytest.mark.slow
 async def test_a_waiting_caller_is_told_what_is_the_matter(tmp_path: Path, sim: Simulator) -> None:
     async with refresher(tmp_path, sim) as one:
         sim.script(standing={"status": 503}, match={"path": "*/oauth/token"})

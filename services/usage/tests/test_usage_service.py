@@ -299,6 +299,7 @@ async def test_postgresql_may_go_and_come_back(postgres_server: postgres.Postgre
         stream.cancel()
 
 
+@pytest.mark.slow
 async def test_stopping_gives_back_what_the_ledger_does_not_take(tmp_path: Path) -> None:
     database = tmp_path / "ledger.db"
     usage = await Running(f"sqlite:///{database}", tmp_path).start()

@@ -35,6 +35,7 @@ def test_stream_has_the_grammar_and_adds_up_to_a_message(sim):
     assert answer.headers["content-type"].startswith("text/event-stream")
 
 
+@pytest.mark.slow
 def test_same_request_same_words_on_any_simulator(sim):
     first, second = (ask(sim.url, body("words")).json for _ in range(2))
     assert first["content"] == second["content"]
