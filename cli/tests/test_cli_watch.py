@@ -17,6 +17,7 @@ from signalbox.cli.supervisor.logs import LogSink
 from signalbox.cli.watch import Watcher
 from signalbox.core.rpc import Server
 from signalbox.core.settings import RoomSettings
+from signalbox.resources import yamltext
 from signalbox.rooms.addresses import Addresses
 from signalbox.rooms.client import Rooms
 from signalbox.v1 import scheduler_pb2 as spb
@@ -286,6 +287,25 @@ async def test_a_directory_that_vanishes_deletes_nothing(world: World) -> None:
     moved.rename(world.manifests)
     world.write("k2.yaml", key("bob"))
     await world.within(5.0, lambda: world.has("RelayKey", "bob"))
+
+
+async def test_of_many_files_only_those_that_changed_are_parsed_again(
+    world: World, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parsed: list[str] = []
+    parse = yamltext.parse
+
+    def counting(text: str) -> list[yamltext.Parsed]:
+        parsed.append(text)
+        return parse(text)
+
+    monkeypatch.setattr(yamltext, "parse", counting)
+    world.write("k.yaml", key())
+    world.watcher.start()
+    await world.within(2.0, lambda: world.has("RelayKey", "ada"))
+    world.write("k2.yaml", key("bob"))
+    await world.within(2.0, lambda: world.has("RelayKey", "bob"))
+    assert parsed.count(key()) == 1
 
 
 @pytest.mark.parametrize("mounted", ["the files are links", "the directory is a link"])

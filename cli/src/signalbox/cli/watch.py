@@ -17,7 +17,7 @@ from signalbox.cli.supervisor.logs import LogSink
 from signalbox.core.errors import Refused, SignalboxError
 from signalbox.resources.actions import diff
 from signalbox.resources.errors import UnreadableDirectory
-from signalbox.resources.loading import SUFFIXES, load_directory, manifest_files
+from signalbox.resources.loading import SUFFIXES, FileCache, load_directory, manifest_files
 from signalbox.resources.reconcile import plan
 from signalbox.resources.state import Desired, State
 from signalbox.rooms.carryout import Carrier
@@ -32,7 +32,7 @@ _STEP_MS = 50
 _FIRST_RETRY_S = 0.2
 _LONGEST_RETRY_S = 3.0
 _REWATCH_S = 0.5
-_LOOK_EVERY_S = 0.5
+_LOOK_EVERY_S = 1.0
 _SETTLED_S = 0.05
 _SETTLE_ROUNDS = 10
 
@@ -54,6 +54,7 @@ class Watcher:
         self._carrier = Carrier(rooms, WRITER, fence)
         self._logs = logs
         self._settled_s = settled_s
+        self._read = FileCache()
         self._state = State()
         self._healings: dict[str, int] = {}
         self._wake = asyncio.Event()
@@ -126,7 +127,7 @@ class Watcher:
 
     def _plan(self) -> Desired:
         self._let_settle()
-        loaded = load_directory(self._directory, os.environ, self._state.owners())
+        loaded = load_directory(self._directory, os.environ, self._state.owners(), cache=self._read)
         return plan(loaded, self._state, now=datetime.now(UTC), healings=self._healings)
 
     def _let_settle(self) -> None:
