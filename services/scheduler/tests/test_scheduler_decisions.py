@@ -42,6 +42,19 @@ async def test_who_was_passed_over_and_why_is_told_at_once(stage, make):
     assert dict(second.excluded) == {"capped": 1}
 
 
+async def test_a_limit_that_only_the_sent_model_falls_under_is_named(stage, make):
+    stub = await stage.add()
+    await stage.put(
+        make.account("a", models={"allow": [], "deny": [], "map": {"big": "claude-opus-4"}}), make.pool("default", "a"),
+        make.key("ada", limits=[make.limit("Day", requests=1, models=["claude-opus-*"], name="opus a day")]),
+    )
+    assert (await decided(stub, make, model="big")).chosen == "default/a"
+    answer = await stub.Admit(make.ask("ada", model="big"), timeout=30)
+    assert answer.denial.error_code == "key_limit_requests"
+    assert "'opus a day'" in answer.denial.message
+    assert notes(pb.Decision.FromString(answer.decision)) == [("default/a", "key_limit_requests opus a day")]
+
+
 async def test_another_schedulers_requests_fill_an_account(stage, make):
     """Whether this scheduler knows that already or Redis tells it, the decision says so."""
     one = await stage.add()

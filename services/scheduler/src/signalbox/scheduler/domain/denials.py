@@ -3,7 +3,7 @@
 from signalbox.scheduler.domain.policies import KeyPolicy
 from signalbox.v1.scheduler_pb2 import Denial
 
-_LIMITED = ("requests", "tokens", "cost")
+LIMITED = ("requests", "tokens", "cost")
 
 
 def _denial(
@@ -63,7 +63,7 @@ def key_limit(key: KeyPolicy, dimension: int, name: str, retry_after_ms: int, *,
 
     `retry_after_ms` 0: time alone makes no room, so that asking again is no use.
     """
-    what = _LIMITED[dimension - 1]
+    what = LIMITED[dimension - 1]
     if never_fits:
         message = f"This request is larger than the limit {name!r} of this relay key ever allows ({what})."
     elif retry_after_ms:

@@ -32,5 +32,6 @@ def nobody_takes_it(
         return denials.pin_refused(key, wait_ms, heals=True) if pin_refused else denials.pool_limited(key, wait_ms)
     limits = [r for r in reasons if r.startswith("key_limit_")]
     if limits:
-        return denials.key_limit(key, int(limits[0][-1]), model, wait_ms, never_fits=False)
+        what, _, name = limits[0].removeprefix("key_limit_").partition(" ")
+        return denials.key_limit(key, denials.LIMITED.index(what) + 1, name, wait_ms, never_fits=False)
     return denials.pool_unavailable(key)

@@ -32,7 +32,10 @@ local function read_candidates(q)
   return redis.call('HMGET', RESTS, unpack(rests)), redis.call('HMGET', BENCHES, unpack(benches))
 end
 
--- Why candidate `i` cannot be used now, until when, and (where it can) whether this request probes it.
+local DIMENSION_NAMES = {'requests', 'tokens', 'cost'}
+
+-- Why candidate `i` cannot be used now, until when (0: time alone makes no room), and (where it can) whether this
+-- request probes it.
 local function unusable(q, i, known, now)
   local cand = q.cands[i]
   local probes = false
@@ -62,7 +65,7 @@ local function unusable(q, i, known, now)
     local c = open_counter(key_counter(q, limit), limit.per, now)
     local worst = worst_limit(q, {limit}, {c}, now)
     if worst then
-      return 'key_limit_' .. worst[2], worst[3]
+      return 'key_limit_' .. DIMENSION_NAMES[worst[2]] .. ' ' .. limit.name, worst[4] == 1 and 0 or worst[3]
     end
     known.extras[i] = known.extras[i] or {}
     known.extras[i][j] = c
