@@ -161,7 +161,7 @@ import os, signal
 from pathlib import Path
 from signalbox.gateway.adapters.journal import FileJournal
 from signalbox.v1.usage_pb2 import AttemptEvent
-j = FileJournal(Path({str(directory)!r}), "gw-dead", lambda: None, lambda flush: flush())
+j = FileJournal(Path({str(directory)!r}), "gw-dead", lambda: None)
 done, cut = AttemptEvent(request_id="done", attempt=1), AttemptEvent(request_id="cut", attempt=1, sent=True)
 j.begin(done); j.begin(cut)
 done.outcome = 1
@@ -196,22 +196,6 @@ async def test_whoever_asks_for_the_journal_gets_those_of_the_dead_as_well(
     assert not await delivery.hand_over(0.3)
 
 
-async def test_what_ends_in_one_turn_is_written_together_and_in_order(delivery: JournalDelivery, ledger: Ledger) -> None:
-    ledger.away = True
-    begun = [event(n) for n in range(5)]
-    for e in begun:
-        delivery.journal.begin(e)
-    path = next(delivery.journal.directory.glob("*.journal"))
-    intents = path.stat().st_size
-    for n, e in enumerate(begun):
-        end(delivery.journal, e, ok(n))
-    assert (path.stat().st_size, delivery.journal.pending) == (intents, 5)
-    await asyncio.sleep(0)
-    assert [e.usage.output_tokens for e in read_attempts(path)] == [0, 1, 2, 3, 4]
-    ledger.away = False
-    assert await delivery.drain(5)
-    assert len(ledger.rows) == 5
-
 
 async def test_what_is_noted_is_on_disk_at_once(delivery: JournalDelivery) -> None:
     begun = event(1)
@@ -234,7 +218,6 @@ async def test_outcomes_that_cannot_be_written_are_delivered_all_the_same(delive
     try:
         for n, e in enumerate(begun):
             end(delivery.journal, e, ok(n))
-        delivery.journal.flush()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [e.outcome for e in read_attempts(path)] == [common_pb2.OUTCOME_UNSPECIFIED] * 3

@@ -123,23 +123,6 @@ async def test_many_calls_travel_in_few_batches(connect: Connect, scheduler: Run
     assert max(len(b.admits) for b in scheduler.fake.got) > 50
 
 
-async def test_the_journal_is_written_before_anything_is_sent(scheduler: Running) -> None:
-    async def nothing() -> bool:
-        return True
-
-    written: list[int] = []
-    session = SchedulerSession(
-        [Endpoint(SETTINGS, scheduler.address)], "gw-1", nothing, lambda: written.append(len(scheduler.fake.got)),
-    )
-    session.start()
-    for n in range(3):
-        session.settle(pb.SettleRequest(lease_id=f"L{n}"))
-        await session.admit(pb.AdmitRequest(request_id=f"r{n}"))
-        assert scheduler.fake.got[-1].admits[0].request_id == f"r{n}"
-        assert scheduler.fake.got[-1].settles or n == 0     # the first may have gone as the session began
-        assert written[-1] == len(scheduler.fake.got) - 1
-    await session.close(1)
-
 
 async def test_admits_wait_for_a_scheduler_that_comes_back(connect: Connect, scheduler: Running) -> None:
     session = await connect(scheduler.address)

@@ -81,7 +81,7 @@ class Gateway:
         self.readiness = Readiness("scheduler", "token-refresher")
         self.telemetry = TelemetryServer(config.telemetry_address, self.readiness)
         self.delivery = JournalDelivery(usage, config.journal_dir, gateway_id)
-        self.session = SchedulerSession(schedulers, gateway_id, self._deliver_journal, self.delivery.journal.flush)
+        self.session = SchedulerSession(schedulers, gateway_id, self._deliver_journal)
         self.credentials = CredentialCache(refresher)
         self.pool = UpstreamPool(
             idle_s=config.upstream_idle_s, idle_per_route=config.upstream_idle_per_account, tls=system_tls(),

@@ -39,15 +39,9 @@ Deliverable = tuple[AttemptEvent, tuple[Segment, ...]]
 
 
 class FileJournal:
-    """Implements ports.Journal on files; `ready` is called when there is something new to deliver.
+    """Implements ports.Journal on files; `ready` is called when there is something new to deliver."""
 
-    Intents and notes are written at once. What has ended in one turn of the event loop is written together: `soon`
-    calls `flush` back when the turn is over, and the scheduler's session does before it sends a settlement.
-    """
-
-    def __init__(
-        self, directory: Path, instance: str, ready: Callable[[], None], soon: Callable[[Callable[[], None]], object],
-    ) -> None:
+    def __init__(self, directory: Path, instance: str, ready: Callable[[], None]) -> None:
         self.directory = directory / instance
         try:
             self.directory.mkdir(parents=True, mode=0o700)
@@ -58,8 +52,6 @@ class FileJournal:
         except OSError as e:
             raise StartupError(f"journal directory {directory}", e.strerror or str(e)) from e
         self._ready = ready
-        self._soon = soon
-        self._ended: list[tuple[AttemptEvent, Segment]] = []
         self._begun: dict[AttemptKey, Segment] = {}
         self._full: set[Segment] = set()
         self._queue: list[Deliverable] = []
@@ -92,26 +84,17 @@ class FileJournal:
             WRITE_FAILURES.labels("usage").inc()
 
     def end(self, event: AttemptEvent) -> None:
-        """Write the whole record, with the others of this turn, and queue it for delivery."""
-        self._ended.append((event, self._begun.pop(key_of(event))))
-        if len(self._ended) == 1:
-            self._soon(self.flush)
-
-    def flush(self) -> None:
-        """Write what has ended since the last time."""
-        ended, self._ended = self._ended, []
-        if not ended:
-            return
-        written: Segment | None = None
+        """Write the whole record and queue it for delivery."""
+        begun = self._begun.pop(key_of(event))
+        written = begun
         try:
-            written = self._writable()
-            written.append(*[event for event, _ in ended])
+            segment = self._writable()
+            segment.append(event)
+            written = segment
         except (OSError, JournalUnwritable):
-            WRITE_FAILURES.labels("outcome").inc(len(ended))
-            written = None
-        for event, begun in ended:
-            begun.open -= 1
-            self._enqueue(event, (begun,) if written is None or written is begun else (begun, written))
+            WRITE_FAILURES.labels("outcome").inc()
+        begun.open -= 1
+        self._enqueue(event, (begun,) if written is begun else (begun, written))
 
     def deny(self, event: AttemptEvent) -> None:
         """Write and queue a refusal, as long as there are not too many."""
@@ -149,7 +132,7 @@ class FileJournal:
     @property
     def pending(self) -> int:
         """How many records wait in memory."""
-        return len(self._queue) + len(self._ended)
+        return len(self._queue)
 
     @property
     def spilled(self) -> bool:
@@ -158,7 +141,6 @@ class FileJournal:
 
     def close(self) -> None:
         """Close the files; remove the directory when the ledger has everything."""
-        self.flush()
         segments = [*self._full, self._current]
         if any(s.needed for s in segments):
             for segment in segments:

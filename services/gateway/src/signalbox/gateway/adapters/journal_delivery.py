@@ -67,7 +67,7 @@ class JournalDelivery:
         self._urgent = False
         self._busy = asyncio.Lock()
         self._adopting = asyncio.Lock()
-        self.journal = FileJournal(directory, instance, self.wake, asyncio.get_running_loop().call_soon)
+        self.journal = FileJournal(directory, instance, self.wake)
 
     def start(self) -> None:
         """Begin delivering and adopting."""

@@ -42,21 +42,18 @@ class Segment:
         self.undelivered = 0
         self.spilled = False
 
-    def append(self, *events: AttemptEvent) -> None:
-        """Write frames whole or not at all. Raises OSError; what a failed write left behind is cut off."""
-        parts: list[bytes] = []
-        for event in events:
-            payload = event.SerializeToString()
-            parts += (_FRAME.pack(len(payload), zlib.crc32(payload)), payload)
-        frames = b"".join(parts)
+    def append(self, event: AttemptEvent) -> None:
+        """Write a frame whole or not at all. Raises OSError; what a failed write left behind is cut off."""
+        payload = event.SerializeToString()
+        frame = _FRAME.pack(len(payload), zlib.crc32(payload)) + payload
         written = 0
         try:
-            written = os.write(self._fd, frames)
+            written = os.write(self._fd, frame)
         finally:
-            if written != len(frames):
+            if written != len(frame):
                 os.ftruncate(self._fd, self.size)
-        if written != len(frames):
-            raise OSError(f"only {written} of {len(frames)} bytes were written")
+        if written != len(frame):
+            raise OSError(f"only {written} of {len(frame)} bytes were written")
         self.size += written
 
     @property

@@ -75,13 +75,10 @@ class SchedulerSession:
 
     def __init__(
         self, schedulers: Sequence[Endpoint], gateway_id: str, deliver_journal: Callable[[], Awaitable[bool]],
-        write_journal: Callable[[], None] = lambda: None,
     ) -> None:
-        """`write_journal` is called before anything is sent: an outcome is on disk before its lease is settled."""
         self._schedulers = random.sample(schedulers, len(schedulers))
         self._gateway_id = gateway_id
         self._deliver_journal = deliver_journal
-        self._write_journal = write_journal
         self._seq = 0
         self._batch = _Batch()
         self._flushing = False
@@ -265,7 +262,6 @@ class SchedulerSession:
         self._unanswered = True
         if self._spoke_s is None:
             self._spoke_s = self._loop.time()
-        self._write_journal()
         self._stream.send(batch.serialized())
 
     def _hear(self, message: bytes) -> None:

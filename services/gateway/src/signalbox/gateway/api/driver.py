@@ -5,6 +5,7 @@ the short way from the connection to the caller (upstream.Connection.pass_on) an
 """
 
 import asyncio
+from collections.abc import Callable
 
 from signalbox.gateway.adapters.upstream import Connection
 from signalbox.gateway.api.answers import begin_providers
@@ -12,7 +13,7 @@ from signalbox.gateway.api.exchange import Exchange
 from signalbox.gateway.domain import records
 from signalbox.gateway.domain.attempt import Attempt
 from signalbox.gateway.domain.buffers import Buffers
-from signalbox.gateway.domain.events import Finish, Lost, ResponseHead, Step
+from signalbox.gateway.domain.events import Ending, Finish, Lost, ResponseHead, Step
 from signalbox.gateway.domain.order import Order
 from signalbox.gateway.domain.ports import Journal, OpenLease
 from signalbox.gateway.domain.refusal import Refusal
@@ -27,13 +28,14 @@ class Driver:
 
     __slots__ = (
         "_attempt", "_buffers", "_connection", "_counted", "_due_s", "_event", "_exchange", "_journal", "_lease",
-        "_order", "done", "loop",
+        "_order", "_record", "done", "loop",
     )
 
     def __init__(
         self, attempt: Attempt, *, exchange: Exchange, order: Order, event: AttemptEvent, lease: OpenLease,
-        journal: Journal, buffers: Buffers, loop: asyncio.AbstractEventLoop,
+        journal: Journal, buffers: Buffers, loop: asyncio.AbstractEventLoop, record: Callable[[Ending], object],
     ) -> None:
+        """`record` is called with the outcome before the caller gets what makes the answer whole, and at its end."""
         self.loop = loop
         self.done: asyncio.Future[None] = self.loop.create_future()
         self._attempt = attempt
@@ -43,6 +45,7 @@ class Driver:
         self._lease = lease
         self._journal = journal
         self._buffers = buffers
+        self._record = record
         self._counted = 0
         self._connection: Connection | None = None
         self._due_s = _UNKNOWN_S
@@ -81,6 +84,8 @@ class Driver:
         reader = self._attempt.reader
         if reader is not None and reader.message_start_seen and self._lease.reader is None:
             self._note_start(reader)
+        if step.finish is None and (certain := self._attempt.certain_ending()) is not None:
+            self._written_down(certain)
         self._carry_out(step)
         if head is not None:
             self._due_s = _UNKNOWN_S  # what is waited for now has a limit of its own
@@ -143,6 +148,8 @@ class Driver:
         if step.head is not None:
             streamed = self._attempt.reader is not None
             begin_providers(exchange, self._order, step.head, None if streamed else len(step.data))
+        assert self._attempt.ending is not None
+        self._written_down(self._attempt.ending)
         if step.finish is Finish.WHOLE:
             exchange.send(step.data, last=True)
         elif step.finish is Finish.BREAK:
@@ -150,6 +157,10 @@ class Driver:
             exchange.break_off()
         if not self.done.done():
             self.done.set_result(None)
+
+    def _written_down(self, ending: Ending) -> None:
+        ending.first_content_s = self._attempt.first_content_s
+        self._record(ending)
 
     def _count_held(self, held: int) -> None:
         """Count what is withheld from the caller; an attempt whose answer does not fit in memory ends."""

@@ -1,9 +1,11 @@
 """One attempt carried out: credential, connection, journal, bytes. The order is the one that the invariants want.
 
-The intent is on disk before the first byte leaves; the outcome is written before the lease is settled.
+The intent is on disk before the first byte leaves, the outcome before the caller has the last one: who has seen a whole
+answer finds it in the ledger with what it used, whatever becomes of this process.
 """
 
 import asyncio
+from functools import partial
 
 from signalbox.core.clock import Clock
 from signalbox.gateway.adapters.origins import Route, origin_of
@@ -27,6 +29,7 @@ from signalbox.gateway.domain.ports import (
 )
 from signalbox.gateway.domain.request import Course
 from signalbox.gateway.domain.sending import request_head
+from signalbox.v1.common_pb2 import OUTCOME_UNSPECIFIED
 from signalbox.v1.scheduler_pb2 import AdmitResponse, Grant
 from signalbox.v1.usage_pb2 import AttemptEvent
 from signalbox.wire.request import rewrite_model
@@ -77,7 +80,7 @@ class Sender:
         event = records.intent(order, answer, self._clock.now_ms())
         if isinstance(credential, CredentialUnusable):
             self._journal.begin(event)
-            return self._ended(event, records.without_credential(credential), started_s)
+            return self._ended(event, started_s, records.without_credential(credential))
         course.credential_version = credential.version
         attempt = Attempt(
             streamed=order.streamed, counted=order.route == "messages", request_id=order.request_id,
@@ -91,14 +94,15 @@ class Sender:
             lease = OpenLease(grant.lease_id, grant.lease_token)
             driver = Driver(
                 attempt, exchange=exchange, order=order, event=event, lease=lease, journal=self._journal,
-                buffers=self._buffers, loop=self._loop,
+                buffers=self._buffers, loop=self._loop, record=partial(self._ended, event, started_s),
             )
             self._scheduler.track(lease)
             driver.start(connection, *_message(exchange, order, grant, credential))
             await self._run(driver)
+            assert attempt.ending is not None
+            return attempt.ending
         assert attempt.ending is not None
-        attempt.ending.first_content_s = attempt.first_content_s
-        return self._ended(event, attempt.ending, started_s)
+        return self._ended(event, started_s, attempt.ending)
 
     async def _fetched(self, account_id: str) -> Credential | CredentialUnusable:
         try:
@@ -186,15 +190,15 @@ class Sender:
         for driver in list(self._running):
             driver.tick(now_s)
 
-    def _ended(self, event: AttemptEvent, ending: Ending, started_s: float) -> Ending:
+    def _ended(self, event: AttemptEvent, started_s: float, ending: Ending) -> Ending:
         ending.took_s = self._clock.monotonic_s() - started_s
         ending.duration_ms = records.milliseconds(ending.took_s)
         if ending.first_content_s is not None:
             ending.ttft_ms = records.milliseconds(ending.first_content_s - started_s)
-        records.complete(event, ending)
-        self._journal.end(event)
+        if event.outcome == OUTCOME_UNSPECIFIED:    # else it was certain, and written, before the end
+            records.complete(event, ending)
+            self._journal.end(event)
         return ending
-
 
 
 def _message(exchange: Exchange, order: Order, grant: Grant, credential: Credential) -> tuple[bytes, bytes]:

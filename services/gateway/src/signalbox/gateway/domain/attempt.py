@@ -330,9 +330,19 @@ class Attempt:
         step.data = data
         return step
 
+    def certain_ending(self) -> Ending | None:
+        """Return how a stream that still runs will end whatever comes: message_stop is there. None before that."""
+        if self._phase is not _STREAMING or self._reader is None or not self._reader.stopped:
+            return None
+        return self._ending(OUTCOME_OK, "", committed=True)
+
     def _end(self, finish: Finish, outcome: Outcome, reason: str, committed: bool) -> Step:
         self._phase = _ENDED
         self._release()
+        self.ending = self._ending(outcome, reason, committed)
+        return Step(finish=finish)
+
+    def _ending(self, outcome: Outcome, reason: str, committed: bool) -> Ending:
         ending = Ending(outcome, reason, self._head.status if self._head else 0, committed, head=self._head)
         if self._reader is not None and committed:
             usage, ending.estimated = self._reader.billed()
@@ -341,8 +351,7 @@ class Attempt:
         if self._reader is not None:
             ending.served_model = self._reader.model
             ending.stop_reason = self._reader.stop_reason
-        self.ending = ending
-        return Step(finish=finish)
+        return ending
 
     def _release(self) -> None:
         self._held = []

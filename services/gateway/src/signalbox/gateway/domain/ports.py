@@ -130,7 +130,7 @@ class Journal(Protocol):
         ...
 
     def end(self, event: AttemptEvent) -> None:
-        """Write a begun event that holds its outcome by now, and deliver it. Never raises."""
+        """Write a begun event that holds its outcome by now, and deliver it. On disk when it returns. Never raises."""
         ...
 
     def deny(self, event: AttemptEvent) -> None:
