@@ -33,6 +33,7 @@ NOTHING = dict.fromkeys(TOKENS, 0)
 
 # Outcomes of an attempt that may never have reached the provider, and then must have cost nothing.
 UNSENT = {"upstream_error", "orphaned", "client_gone", "timeout"}
+UNAUTHORIZED = 401
 
 
 @dataclass
@@ -93,7 +94,7 @@ def _compare_request(found: Findings, truth: list[Row], rows: list[Row], caller:
         found.note("a row for a request that the provider does not know", _row(row))
     left.sort(key=lambda r: int(r["attempt"]))
     for received in unmatched:
-        row = next((r for r in left if r["account"] == f"default/{received['account']}"), None)
+        row = next((r for r in left if _is_of(r, received)), None)
         if row is None:
             found.note("no row for a request that the provider received", _truth(received))
             continue
@@ -107,8 +108,13 @@ def _compare_request(found: Findings, truth: list[Row], rows: list[Row], caller:
         _compare_attempt(found, received, row, caller)
 
 
+def _is_of(row: Row, truth: Row) -> bool:
+    """Whether a row names the provider's account, which does not know whose a token was that ran out on its way."""
+    return row["account"] == f"default/{truth['account']}" or (truth["account"] is None and truth["status"] == UNAUTHORIZED)
+
+
 def _compare_attempt(found: Findings, truth: Row, row: Row, caller: Seen | None) -> None:
-    if row["account"] != f"default/{truth['account']}":
+    if not _is_of(row, truth):
         found.note("charged to another account", _truth(truth), _row(row))
     if row["cost_usd"] is None or _nano(row["cost_usd"]) != price(row):
         found.note(f"priced wrongly, {price(row)} nano-dollars is right", _row(row))

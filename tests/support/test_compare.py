@@ -59,6 +59,18 @@ def test_what_agrees_is_not_complained_about() -> None:
     assert not compare([TRUTH], [ROW], [SEEN]).problems
 
 
+@pytest.mark.parametrize("told", ["req_0", ""])
+def test_a_token_that_ran_out_on_its_way_is_nobodys_at_the_provider(told: str) -> None:
+    """The row names the account; where its gateway died before it heard, not the provider's id. Nothing may be charged."""
+    refused = {**TRUTH, "seq": -1, "request_id": "req_0", "account": None, "status": 401, "usage": None}
+    row = {**ROW, "upstream_request_id": told, "outcome": "upstream_error", **NOTHING, "cost_usd": "0"}
+    seen = copy.copy(SEEN)
+    seen.attempts = 2
+    assert not compare([refused, TRUTH], [row, {**ROW, "attempt": 2}], [seen]).problems
+    assert compare([refused, TRUTH], [{**row, "input_tokens": 1}, {**ROW, "attempt": 2}], [seen]).problems
+    assert compare([{**refused, "status": 200}, TRUTH], [row, {**ROW, "attempt": 2}], [seen]).problems
+
+
 @pytest.mark.parametrize("name", list(TAMPERED))
 def test_what_does_not_agree_is_found(name: str) -> None:
     truth, rows, seen = [copy.deepcopy(TRUTH)], [copy.deepcopy(ROW)], copy.deepcopy(SEEN)
