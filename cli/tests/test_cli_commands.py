@@ -67,7 +67,8 @@ spec:
 
 @pytest.mark.parametrize(("arguments", "code"), [
     (["check", "/nowhere"], 1), (["nonsense"], 2), (["usage", "--by"], 2), (["status"], 1),
-    (["requests", "--last", "0"], 2), (["keys", "pause", "ada"], 1), (["up", "--manifests", "/nowhere", "--data", "/tmp/never"], 2),
+    (["requests", "--last", "0"], 2), (["keys", "create", "ada", "--expires", "2020-01-01"], 2),
+    (["keys", "pause", "ada"], 1), (["up", "--manifests", "/nowhere", "--data", "/tmp/never"], 2),
 ])
 def test_what_goes_wrong_is_one_clear_line_and_a_status(arguments: list[str], code: int) -> None:
     done = run(*arguments)

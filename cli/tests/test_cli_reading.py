@@ -1,23 +1,28 @@
 """What people type and what the rooms answer, turned into values and rows: pure functions, by table."""
 
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from signalbox.cli.commands.ledger import newest, story
+from signalbox.cli.commands.ledger import RequestsFilter, Span, UsageFilter, newest, show_requests, show_usage, story
 from signalbox.cli.errors import BadUsage
 from signalbox.cli.keyspec import key_spec, parse_limit
+from signalbox.cli.locate import Target
+from signalbox.cli.output import Format, ReportFormat
 from signalbox.cli.shapes import account_row, explained_row, key_row, pool_row, request_row
 from signalbox.cli.times import parse_span, parse_when
 from signalbox.core.rows import usage_row
+from signalbox.rooms.addresses import Addresses
 from signalbox.v1 import common_pb2 as cpb
 from signalbox.v1 import scheduler_pb2 as spb
 from signalbox.v1 import token_refresher_pb2 as tpb
 from signalbox.v1 import usage_pb2 as upb
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
+NOWHERE = Target(Addresses(("127.0.0.1:1",), "127.0.0.1:1", "127.0.0.1:1"), "nowhere")
 
 
 @pytest.mark.parametrize(("text", "span"), [
@@ -179,6 +184,19 @@ def test_a_story_tells_why_and_what_came_of_it() -> None:
                  "Headroom: most headroom", "pinned here from now on", "Limited 1", "attempt 2 default/b", "0.0015 USD", "10 input, 7 output", "2 attempts",
                  "passed  default/c, score 5: full", "taken   default/a, score 10\n", "behind  default/b, score 20\n"):
         assert part in told, part
+
+
+@pytest.mark.parametrize(("ask", "why"), [
+    (lambda target: show_requests(target, RequestsFilter(None, None, "fine", Span(None, None), 10, denials=False), Format.JSON),
+     "--outcome fine: must be one of ok, "),
+    (lambda target: show_usage(target, UsageFilter("key,day,key", None, None, Span(None, None)), ReportFormat.JSON),
+     "--by key: is named twice"),
+    (lambda target: show_usage(target, UsageFilter("key", None, None, Span("1h", "2h")), ReportFormat.JSON),
+     "--since 1h: must be earlier than --until 2h"),
+])
+def test_what_makes_no_sense_is_refused_before_anybody_is_asked(ask: Callable[[Target], None], why: str) -> None:
+    with pytest.raises(BadUsage, match=why):
+        ask(NOWHERE)
 
 
 def test_a_story_of_a_denial() -> None:

@@ -49,7 +49,11 @@ def key_spec(
 
 
 def _expiry(text: str) -> datetime:
-    return parse_when(text, "--expires", datetime.now(UTC), forward=True)
+    now = datetime.now(UTC)
+    expiry = parse_when(text, "--expires", now, forward=True)
+    if expiry <= now:
+        raise BadUsage(f"--expires {text}: is in the past")
+    return expiry
 
 
 def parse_limit(text: str) -> dict[str, Any]:

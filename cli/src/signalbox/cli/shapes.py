@@ -144,6 +144,9 @@ def outcome_name(outcome: common_pb2.Outcome) -> str:
     return common_pb2.Outcome.Name(outcome).removeprefix("OUTCOME_").lower()
 
 
+OUTCOMES = tuple(outcome_name(o) for o in common_pb2.Outcome.values() if o != common_pb2.OUTCOME_UNSPECIFIED)
+
+
 def _identity(item: scheduler_pb2.ObjectWithStatus) -> Row:
     namespace, _, name = item.object.id.partition("/")
     return {"name": name, "namespace": namespace}

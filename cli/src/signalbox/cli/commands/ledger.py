@@ -10,7 +10,7 @@ from signalbox.cli.commands.common import object_id
 from signalbox.cli.errors import BadUsage, CommandFailed
 from signalbox.cli.locate import Target
 from signalbox.cli.output import Format, ReportFormat, print_csv, print_json, print_table, progress
-from signalbox.cli.shapes import explained_row, request_row
+from signalbox.cli.shapes import OUTCOMES, explained_row, request_row
 from signalbox.cli.times import parse_when
 from signalbox.core.clock import to_ms
 from signalbox.core.rows import TOKEN_FIELDS, USAGE_GROUPS, Row, usage_row
@@ -27,10 +27,11 @@ class Span:
     def as_ms(self) -> tuple[int, int]:
         """Return both ends in Unix milliseconds, 0 where open. Raises BadUsage."""
         now = datetime.now(UTC)
-        return (
-            to_ms(parse_when(self.since, "--since", now)) if self.since else 0,
-            to_ms(parse_when(self.until, "--until", now)) if self.until else 0,
-        )
+        since_ms = to_ms(parse_when(self.since, "--since", now)) if self.since else 0
+        until_ms = to_ms(parse_when(self.until, "--until", now)) if self.until else 0
+        if until_ms and since_ms >= until_ms:
+            raise BadUsage(f"--since {self.since}: must be earlier than --until {self.until}")
+        return since_ms, until_ms
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,9 @@ def show_usage(target: Target, wanted: UsageFilter, output: ReportFormat) -> Non
     """Print sums by group. Raises BadUsage for an unknown one."""
     groups = [group.strip() for group in wanted.by.split(",") if group.strip()]
     unknown = [group for group in groups if group not in USAGE_GROUPS]
+    repeated = next((group for i, group in enumerate(groups) if group in groups[:i]), None)
+    if repeated:
+        raise BadUsage(f"--by {repeated}: is named twice")
     if unknown:
         raise BadUsage(f"--by {unknown[0]}: must be one or more of {', '.join(USAGE_GROUPS)}, separated by commas")
     since_ms, until_ms = wanted.span.as_ms()
@@ -90,7 +94,9 @@ _REQUEST_TITLES = (
 
 
 def show_requests(target: Target, wanted: RequestsFilter, output: Format) -> None:
-    """Print the newest attempts, newest first."""
+    """Print the newest attempts, newest first. Raises BadUsage for an unknown outcome."""
+    if wanted.outcome and wanted.outcome not in OUTCOMES:
+        raise BadUsage(f"--outcome {wanted.outcome}: must be one of {', '.join(OUTCOMES)}")
     since_ms, until_ms = wanted.span.as_ms()
     query = usage_pb2.RequestsQuery(
         key_id=_optional_id(wanted.key),
