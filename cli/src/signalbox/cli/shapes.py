@@ -141,10 +141,14 @@ def decision_row(packed: bytes) -> Row | None:
 
 def outcome_name(outcome: common_pb2.Outcome) -> str:
     """Return an outcome as people and programs see it: `ok`, `client_gone`, ..."""
-    return common_pb2.Outcome.Name(outcome).removeprefix("OUTCOME_").lower()
+    return _outcome(common_pb2.Outcome.Name(outcome))
 
 
-OUTCOMES = tuple(outcome_name(o) for o in common_pb2.Outcome.values() if o != common_pb2.OUTCOME_UNSPECIFIED)
+def _outcome(name: str) -> str:
+    return name.removeprefix("OUTCOME_").lower()
+
+
+OUTCOMES = tuple(_outcome(name) for name in common_pb2.Outcome.keys() if name != "OUTCOME_UNSPECIFIED")  # noqa: SIM118
 
 
 def _identity(item: scheduler_pb2.ObjectWithStatus) -> Row:
