@@ -87,3 +87,21 @@ async def test_an_account_that_used_up_its_own_limits_shows_it(stage, make):
         assert (await statuses(each))["default/b"].available
     await stage.put(make.account("a", limits=[{"per": "Day", "requests": 5}], limitGroup="g"))
     assert (await status_once(stub, "default/a", lambda status: status.available)).limited_until_ms == 0
+
+
+async def test_a_request_that_is_larger_than_an_accounts_own_limits(stage, make):
+    """It goes to another account, which leaves the pin where it is; where there is none, asking again is no use."""
+    stub = await stage.add()
+    small = make.account("a", limits=[{"per": "Minute", "inputTokens": 1_000}])
+    await stage.put(small, make.account("b", priority=1), make.pool("default", "a", "b"), make.key("ada"))
+    talk = {"session": b"conversation-001"}
+    assert (await decided(stub, make, input_bytes=400, **talk)).chosen == "default/a"
+    large = await decided(stub, make, input_bytes=8_000, **talk)
+    assert (large.chosen, large.pin, large.pin_reason) == ("default/b", "full", "too_large")
+    assert (await decided(stub, make, input_bytes=400, **talk)).chosen == "default/a"
+    await stage.put(make.pool("default", "a"))
+    denial = (await stub.Admit(make.ask("ada", input_bytes=8_000), timeout=30)).denial
+    assert (denial.error_code, denial.retry_after_ms, denial.never_fits) == ("pool_limited", 0, True)
+    denial = (await stub.Admit(make.ask("ada", input_bytes=3_600), timeout=30)).denial
+    assert (denial.error_code, denial.never_fits) == ("pool_limited", False)     # once the minute is over it fits
+    assert denial.retry_after_ms > 1_000

@@ -214,7 +214,7 @@ OWN_ERRORS: dict[str, OwnError] = {
     "key_limit_concurrency": OwnError(429, "rate_limit_error", "The key has as many requests running as it may.",
                                       "Wait for one of them to end."),
     "pool_limited": OwnError(429, "rate_limit_error", "Some account could serve, but all of them rest or are full.",
-                             "Wait for retry-after; add accounts if it happens often."),
+                             "Wait for retry-after (send less where x-should-retry is false); add accounts if often."),
     "pool_empty": OwnError(503, "overloaded_error", "The key's pools have no member.", "Add accounts to the pool."),
     "pool_unavailable": OwnError(503, "overloaded_error", "Every account of the pool has a fault of its own.",
                                  "See `signalbox accounts list` for the reasons."),

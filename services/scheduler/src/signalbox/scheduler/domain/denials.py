@@ -99,6 +99,12 @@ def pool_limited(key: KeyPolicy, retry_after_ms: int) -> Denial:
     return _denial("pool_limited", message, key, max(retry_after_ms, 1000))
 
 
+def larger_than_accounts(key: KeyPolicy) -> Denial:
+    """Refuse what is larger than the own limits of every account that could serve ever allow."""
+    message = "This request is larger than the limits of the accounts that could serve it ever allow; send less."
+    return _denial("pool_limited", message, key, never_fits=True)
+
+
 def pool_unavailable(key: KeyPolicy) -> Denial:
     """Refuse because all accounts that serve the model have a fault."""
     return _denial(

@@ -9,6 +9,8 @@ from signalbox.v1.scheduler_pb2 import Denial
 
 TRANSIENT: Final = ("limited", "cooling", "full", "capped", "probing")
 """What keeps an account out for a while only."""
+TOO_LARGE: Final = "too_large"
+"""The account's own limits never have room for the request."""
 
 
 def told_by_redis(answer: Sequence[Any], key: KeyPolicy, limits: Sequence[KeyLimit], now_ms: int) -> Denial:
@@ -30,6 +32,8 @@ def nobody_takes_it(
         return denials.no_account_for_model(key, model)
     if not frozenset(TRANSIENT).isdisjoint(reasons):
         return denials.pin_refused(key, wait_ms, heals=True) if pin_refused else denials.pool_limited(key, wait_ms)
+    if TOO_LARGE in reasons:
+        return denials.larger_than_accounts(key)
     limits = [r for r in reasons if r.startswith("key_limit_")]
     if limits:
         what, _, name = limits[0].removeprefix("key_limit_").partition(" ")

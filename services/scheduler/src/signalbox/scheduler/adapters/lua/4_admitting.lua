@@ -56,6 +56,9 @@ local function unusable(q, i, known, now)
     local c = open_counter(cap.name, cap.per, now)
     local dim = overrun(c, cap, q.sizes)
     if dim then
+      if q.sizes[dim] > cap[dim] then
+        return 'too_large', 0
+      end
       return 'capped', fits_at(c, dim, cap[dim], q.sizes[dim], now)
     end
     known.caps[i] = known.caps[i] or {}
@@ -118,7 +121,7 @@ local function choose(q, known, now)
     if skip then
       refuses = q.pools[q.cands[skip].pool][3]
     end
-    local is_full = reason == 'full' or reason == 'capped'
+    local is_full = reason == 'full' or reason == 'capped' or reason == 'too_large'
     if is_full and q.hurry == 0 then
       return nil, {'patience', reason, more}
     elseif reason == 'elsewhere' then
