@@ -74,20 +74,21 @@ class Recovery:
 
     async def _try_open(self) -> bool:
         state = await self._store.confirm()
-        if state == "open":
-            await self._take_over()
-            return True
-        lost = self._store.epoch
-        if state == "recovering":
-            await self._help()
-        if not await self._lock():
-            return False
-        try:
-            await self._recover(lost if state == "recovering" else await self._former())
-        finally:
-            with contextlib.suppress(Unavailable):
-                await self._store.command("DEL", _LOCK)
-        return False  # the next look finds the epoch open
+        if state != "open":
+            lost = self._store.epoch
+            if state == "recovering":
+                await self._help()
+            if not await self._lock():
+                return False
+            try:
+                await self._recover(lost if state == "recovering" else await self._former())
+            finally:
+                with contextlib.suppress(Unavailable):
+                    await self._store.command("DEL", _LOCK)
+            if await self._store.confirm() != "open":  # lost again meanwhile
+                return False
+        await self._take_over()
+        return True
 
     async def _take_over(self) -> None:
         if self._store.epoch != self._epoch:
