@@ -120,7 +120,7 @@ def _accounting(verdict: Verdict, storm: Storm, truth: list[Row], ledger: list[R
 def _todays(rows: Iterable[Row]) -> list[Row]:
     """Return what counts today: a run may go over midnight."""
     today = datetime.now(UTC).date()
-    return [row for row in rows if datetime.fromisoformat(row["started_at"]).date() == today]
+    return [row for row in rows if datetime.fromisoformat(row["admitted_at"]).date() == today]
 
 
 def _spent(rows: Iterable[Row]) -> dict[str, Decimal]:
@@ -178,8 +178,11 @@ def _allowed_error(key: Key, number: str) -> Decimal:
 
 
 def _most_per_minute(rows: list[Row]) -> int:
-    """Return how many requests began at most within 59 seconds: a minute's window may begin a second late."""
-    began = sorted(_unix_s(row["started_at"]) for row in rows if row["attempt"] == 1 and row["route"] != "count_tokens")
+    """Return how many requests were admitted at most within 59 seconds: a minute's window may begin a second late.
+
+    By Redis's clock, as they are counted. What stands still may send what it was granted seconds ago.
+    """
+    began = sorted(_unix_s(row["admitted_at"]) for row in rows if row["attempt"] == 1 and row["route"] != "count_tokens")
     most = first = 0
     for last, at in enumerate(began):
         while began[first] < at - 59.0:

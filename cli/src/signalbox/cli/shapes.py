@@ -103,6 +103,7 @@ def request_row(row: usage_pb2.LedgerRow) -> Row:
         "estimated": row.estimated,
         "cost_usd": format_usd(row.cost_nano_usd),
         "price_assumed": row.price_assumed,
+        "admitted_at": moment(row.admitted_at_ms),
         "started_at": moment(row.started_at_ms or row.admitted_at_ms),
         "duration_ms": row.duration_ms,
         "ttft_ms": row.ttft_ms or None,
