@@ -212,7 +212,8 @@ def test_a_credential_that_becomes_good_again_has_its_account_tried_at_once(
 ) -> None:
     """Refused by the token endpoint until somebody tries it by hand; the document never changes.
 
-    What happens is told by constant reasons, and not again by an operator that starts anew.
+    What happens is told by constant reasons, and not again by an operator that starts anew. The Secret that the grant
+    began with stays as its owner wrote it, whatever becomes of the grant.
     """
     client = {"id": "signalbox", "secret": "the-operators-own-client-secret"}
     grant = {"account": "acme", "client_id": "signalbox", "refresh_token": "sk-ant-ort-seed-of-acme"}
@@ -220,6 +221,7 @@ def test_a_credential_that_becomes_good_again_has_its_account_tried_at_once(
     with Simulator({"accounts": [{"name": "acme"}], "oauth": oauth}) as provider:
         provider.script(standing={"oauth_error": "invalid_client", "status": 401}, match={"path": TOKEN_PATH})
         api.apply(placed(secret("acme", **{"refresh-token": grant["refresh_token"], "client-secret": client["secret"]}), ns))
+        seed = api.get("Secret", "acme", ns)
         document = account("acme", provider.url)
         document["spec"]["credential"] = {"oauth": {
             "tokenURL": provider.url + TOKEN_PATH, "clientID": client["id"],
@@ -248,3 +250,4 @@ def test_a_credential_that_becomes_good_again_has_its_account_tried_at_once(
         assert api.get("ClaudeAccount", "acme", ns)["status"]["conditions"] == said
         assert sorted(api.events("acme", ns)) == told
         assert {"CredentialInvalid", "Recovered", "NeedsAuthorization"} <= {reason for reason, _ in told}
+        assert api.get("Secret", "acme", ns) == seed
