@@ -448,10 +448,24 @@ async def gate(request: pytest.FixtureRequest, traces: Any) -> AsyncIterator[Gat
     await running.stop()
 
 
+def body_of(size: int = 0) -> bytes:
+    return json.dumps({**BODY, "system": "x" * size}).encode()
+
+
+@pytest.fixture
+def ok() -> Handler:
+    """A provider's plain answer."""
+
+    async def answer(w: Any) -> None:
+        w.answer(200, MESSAGE)
+
+    return answer
+
+
 @pytest.fixture(scope="session")
 def wire() -> SimpleNamespace:
     """Pieces of a provider's answers, and requests."""
     return SimpleNamespace(
         KEY=KEY, TLS=TLS, BODY=BODY, STREAM=STREAM, MESSAGE=MESSAGE, START=START, PING=PING, DELTA=DELTA, CONTENT=CONTENT,
-        LAST=LAST, STOP=STOP, ERROR=ERROR, frame=frame, Provider=Provider, settings=gateway_settings,
+        LAST=LAST, STOP=STOP, ERROR=ERROR, frame=frame, Provider=Provider, settings=gateway_settings, body=body_of,
     )
