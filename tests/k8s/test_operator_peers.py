@@ -185,8 +185,11 @@ def test_a_document_that_was_refused_before_the_start_can_still_be_withdrawn(
     for kind, name in (("ClaudeAccount", "acme"), ("RelayKey", "ada"), ("RelayKey", "bob")):
         spoil(kind, name)
     within(SOON_S, lambda: api.condition("RelayKey", "bob", "Accepted", ns).get("reason") == "Invalid")
+    within(SOON_S, lambda: times_told(api, ns, "bob", "Invalid") == 1)
     alone.restart("operator")
     within(SOON_S, lambda: alone.metric("operator", "signalbox_reconcile_pass_seconds"))
+    time.sleep(SETTLED_S)
+    assert times_told(api, ns, "bob", "Invalid") == 1, "an operator that starts anew does not tell it again"
     assert alone.call(key)[0] == 200, "the last good version serves on, with its account and its pool"
     api.merge("RelayKey", "ada", {"spec": {"state": "Paused"}}, ns)
     within(SOON_S, lambda: "key_paused" in alone.call(key)[1])
