@@ -1,7 +1,7 @@
 """The requests that wait for an account: kept here, not in a batch, and tried again when there is news for them.
 
 News are accounts with room (from settles here and elsewhere, over Redis), changed health or documents, and the
-time at which a rest ends. Whose turn it is says domain/waiting.py, what a request waits for domain/admission.py.
+time at which a rest ends. Whose turn it is says domain/waiting.py, what a request waits for domain/patience.py.
 """
 
 import asyncio

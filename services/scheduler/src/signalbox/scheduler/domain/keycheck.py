@@ -1,9 +1,10 @@
-"""What can be told of a key from its document alone; its counters are Redis's, its models each request's."""
+"""What can be told of a key, and of a request with it, from documents alone; its counters are Redis's."""
 
 from signalbox.scheduler.domain import denials
 from signalbox.scheduler.domain.policies import KeyPolicy
+from signalbox.scheduler.domain.snapshot import NOWHERE, Reach
 from signalbox.scheduler.domain.view import View
-from signalbox.v1.scheduler_pb2 import Denial
+from signalbox.v1.scheduler_pb2 import AdmitRequest, Denial
 
 
 def check_key(
@@ -22,3 +23,23 @@ def check_key(
     if key.clients and client not in key.clients:
         return key, denials.client_not_allowed(key)
     return key, None
+
+
+def check_request(
+    view: View, request: AdmitRequest, attempt: int, now_ms: int,
+) -> tuple[KeyPolicy | None, Reach, Denial | None]:
+    """Check a request's `attempt` (1...); also return its key, and where the key's requests may go as far as known."""
+    key, denial = check_key(view, request.key_hash, request.client, request.source_address, now_ms)
+    if key is None or denial is not None:
+        return key, NOWHERE, denial
+    if not key.permits(request.model):
+        return key, NOWHERE, denials.model_not_allowed(key, request.model)
+    for model in request.models:
+        if model != request.model and not key.permits(model):
+            return key, NOWHERE, denials.model_not_allowed(key, model)
+    if key.reason == "PoolNotAllowed":
+        return key, NOWHERE, denials.pool_not_allowed(key)
+    reach = view.snapshot.reach(key)
+    if not reach.has_members:
+        return key, reach, denials.pool_empty(key)
+    return key, reach, denials.pool_unavailable(key) if attempt > reach.most_attempts else None

@@ -15,6 +15,13 @@ NOTHING: Final = (0, 0)
 
 
 NO_EFFECT: Final = ("", "", 0, "", 0.0)
+COUNT_TOKENS: Final = "count_tokens"
+"""The route that counts against nothing."""
+
+
+def lease_id(request_id: str, attempt: int) -> str:
+    """Name a lease so that repeating the call that created it finds it again."""
+    return f"{request_id}.{attempt}"
 
 
 class Limit(msgspec.Struct, array_like=True, frozen=True):

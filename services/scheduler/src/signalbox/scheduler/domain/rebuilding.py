@@ -6,7 +6,7 @@ What the ledger knows is taken apart by object, so that one whose document comes
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from signalbox.scheduler.domain.admission import lease_id
+from signalbox.scheduler.domain.operations import lease_id
 from signalbox.scheduler.domain.policies import ACCOUNT, KEY, AccountPolicy, KeyLimit, KeyPolicy
 from signalbox.scheduler.domain.settling import billed_tokens
 from signalbox.v1.usage_pb2 import AccountBucket, CounterBucket, LedgerRow, QueryResponse

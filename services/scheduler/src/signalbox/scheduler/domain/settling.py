@@ -5,9 +5,17 @@ from typing import Final
 
 import msgspec
 
-from signalbox.scheduler.domain.admission import COUNT_TOKENS
 from signalbox.scheduler.domain.headroom import is_unified
-from signalbox.scheduler.domain.operations import NEVER_MS, NO_EFFECT, Head, Reap, Settle, measures_amounts, read_token
+from signalbox.scheduler.domain.operations import (
+    COUNT_TOKENS,
+    NEVER_MS,
+    NO_EFFECT,
+    Head,
+    Reap,
+    Settle,
+    measures_amounts,
+    read_token,
+)
 from signalbox.scheduler.domain.policies import model_class
 from signalbox.scheduler.domain.view import View
 from signalbox.v1.common_pb2 import OUTCOME_CLIENT_GONE, OUTCOME_OK, TokenUsage, Window

@@ -83,6 +83,14 @@ class Reach(NamedTuple):
     refuses: bool
     """Whether any keeps a conversation where it is pinned, come what may."""
 
+    def index_of(self, account_id: str) -> PoolIndex | None:
+        """Return the first of the pools that has an account."""
+        return next((i for i in self.indexes if account_id in i.pool.members), None)
+
+    def keeps_pins_of(self, account_id: str) -> bool:
+        """Return whether a pool with the account keeps conversations that are pinned to it there, come what may."""
+        return self.refuses and any(i.pool.refuses for i in self.indexes if account_id in i.pool.members)
+
 
 NOWHERE = Reach([], has_members=False, most_attempts=0, pins=False, refuses=False)
 
