@@ -250,6 +250,11 @@ def test_networks_let_in_only_who_belongs_there() -> None:
     assert policies["gateway"]["egress"] == policies["token-refresher"]["egress"] == [{}]
     assert policies["redis"]["egress"] == []
     assert not [r for r in policies["scheduler"]["egress"] if r == {}]
+    collector = {"namespaceSelector": {"matchLabels": {"name": "observability"}}}
+    found = template(f"networkPolicy.tracesTo={json.dumps([collector])}")
+    [told] = [o["spec"]["egress"] for o in found if o["kind"] == "NetworkPolicy" and o["metadata"]["name"] == "signalbox-scheduler"]
+    assert {"to": [collector]} in told
+    assert {"to": [collector]} not in policies["scheduler"]["egress"]
 
 
 def test_generated_secrets_outlive_the_release_and_never_change_a_pod() -> None:

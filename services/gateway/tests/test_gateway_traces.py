@@ -1,20 +1,16 @@
 """Traces as a collector gets them, by OTLP over HTTP: which spans, what they hold and what not; none by default."""
 
 import asyncio
-import gzip
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from opentelemetry.semconv._incubating.attributes import (
     error_attributes,
@@ -26,6 +22,7 @@ from opentelemetry.semconv._incubating.attributes import (
 
 from signalbox.core.tracing import Tracing
 from signalbox.gateway.spans import Spans
+from tests.support.collector import Collector, attributes
 from tests.support.machine import busy, free_port
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -35,62 +32,6 @@ CONVENTIONAL = {
     value for module in (error_attributes, gen_ai_attributes, http_attributes, server_attributes, url_attributes)
     for value in vars(module).values() if isinstance(value, str)
 }
-
-
-class Collector:
-    """Takes what is exported; answers every request with success, or not at all."""
-
-    def __init__(self, *, silent=False):
-        self.raw = b""
-        self.spans = []
-        self.services = set()
-        release = self.release = threading.Event()
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                body = self.rfile.read(int(self.headers["content-length"]))
-                if silent:
-                    release.wait(30)
-                    return
-                if self.headers.get("content-encoding") == "gzip":
-                    body = gzip.decompress(body)
-                outer.take(self.path, body)
-                self.send_response(200)
-                self.send_header("content-length", "0")
-                self.end_headers()
-
-            def log_message(self, *_):
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
-
-    def take(self, path, body):
-        assert path == "/v1/traces"
-        self.raw += body
-        for group in ExportTraceServiceRequest.FromString(body).resource_spans:
-            self.services |= {a.value.string_value for a in group.resource.attributes if a.key == "service.name"}
-            self.spans += [span for scope in group.scope_spans for span in scope.spans]
-
-    def named(self, name):
-        return sorted((s for s in self.spans if s.name == name), key=lambda s: s.start_time_unix_nano)
-
-    def stop(self):
-        self.release.set()
-        self._server.shutdown()
-        self._server.server_close()
-
-
-def attributes(span):
-    values = {}
-    for a in span.attributes:
-        kind = a.value.WhichOneof("value")
-        value = getattr(a.value, kind)
-        values[a.key] = [v.string_value for v in value.values] if kind == "array_value" else value
-    return values
 
 
 @pytest.fixture
@@ -153,7 +94,9 @@ async def test_a_request_that_fails_over_is_one_span_with_one_of_each_attempt(ga
         assert (span.trace_id, span.parent_span_id) == (request.trace_id, request.span_id)
         assert request.start_time_unix_nano - 1_000_000 <= span.start_time_unix_nano <= span.end_time_unix_nano
         assert span.end_time_unix_nano <= request.end_time_unix_nano
-    assert failed.kind == served.kind == Span.SPAN_KIND_CLIENT
+    assert {span.kind for span in (failed, served, *admits)} == {Span.SPAN_KIND_CLIENT}
+    told = [gate.scheduler.admits[0].traceparent, gate.scheduler.retries[0].traceparent]
+    assert told == [f"00-{TRACE}-{span.span_id.hex()}-01" for span in admits]
     assert (failed.status.code, served.status.code) == (Status.STATUS_CODE_ERROR, Status.STATUS_CODE_UNSET)
     common = {
         "gen_ai.operation.name": "chat", "gen_ai.provider.name": "anthropic",
@@ -225,6 +168,7 @@ async def test_what_the_caller_does_not_sample_is_not_sent(gate, wire, collector
 
     await gate.provider(ok)
     assert (await gate.client.post(wire.BODY, traceparent=f"00-{TRACE}-{PARENT}-00")).status == 200
+    assert gate.scheduler.admits[0].traceparent == ""
     await gate.quiet()
     await tracing.close(5)
     assert collector.spans == []

@@ -82,7 +82,7 @@ class AccountModels(_message.Message):
     def __init__(self, account_id: _Optional[str] = ..., base_url: _Optional[str] = ..., provider: _Optional[str] = ..., models: _Optional[_Union[ModelRules, _Mapping]] = ..., map: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class AdmitRequest(_message.Message):
-    __slots__ = ("seq", "request_id", "key_hash", "route", "model", "models", "client", "source_address", "session", "session_derived", "state_bound", "stream", "input_bytes", "max_tokens", "unseen_input", "gateway_id", "deadline_ms", "speed", "inference_geo", "wants_limit_lines")
+    __slots__ = ("seq", "request_id", "key_hash", "route", "model", "models", "client", "source_address", "session", "session_derived", "state_bound", "stream", "input_bytes", "max_tokens", "unseen_input", "gateway_id", "deadline_ms", "speed", "inference_geo", "wants_limit_lines", "traceparent")
     SEQ_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     KEY_HASH_FIELD_NUMBER: _ClassVar[int]
@@ -103,6 +103,7 @@ class AdmitRequest(_message.Message):
     SPEED_FIELD_NUMBER: _ClassVar[int]
     INFERENCE_GEO_FIELD_NUMBER: _ClassVar[int]
     WANTS_LIMIT_LINES_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     seq: int
     request_id: str
     key_hash: bytes
@@ -123,7 +124,8 @@ class AdmitRequest(_message.Message):
     speed: str
     inference_geo: str
     wants_limit_lines: bool
-    def __init__(self, seq: _Optional[int] = ..., request_id: _Optional[str] = ..., key_hash: _Optional[bytes] = ..., route: _Optional[str] = ..., model: _Optional[str] = ..., models: _Optional[_Iterable[str]] = ..., client: _Optional[str] = ..., source_address: _Optional[str] = ..., session: _Optional[bytes] = ..., session_derived: _Optional[bool] = ..., state_bound: _Optional[bool] = ..., stream: _Optional[bool] = ..., input_bytes: _Optional[int] = ..., max_tokens: _Optional[int] = ..., unseen_input: _Optional[bool] = ..., gateway_id: _Optional[str] = ..., deadline_ms: _Optional[int] = ..., speed: _Optional[str] = ..., inference_geo: _Optional[str] = ..., wants_limit_lines: _Optional[bool] = ...) -> None: ...
+    traceparent: str
+    def __init__(self, seq: _Optional[int] = ..., request_id: _Optional[str] = ..., key_hash: _Optional[bytes] = ..., route: _Optional[str] = ..., model: _Optional[str] = ..., models: _Optional[_Iterable[str]] = ..., client: _Optional[str] = ..., source_address: _Optional[str] = ..., session: _Optional[bytes] = ..., session_derived: _Optional[bool] = ..., state_bound: _Optional[bool] = ..., stream: _Optional[bool] = ..., input_bytes: _Optional[int] = ..., max_tokens: _Optional[int] = ..., unseen_input: _Optional[bool] = ..., gateway_id: _Optional[str] = ..., deadline_ms: _Optional[int] = ..., speed: _Optional[str] = ..., inference_geo: _Optional[str] = ..., wants_limit_lines: _Optional[bool] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class AdmitResponse(_message.Message):
     __slots__ = ("seq", "grant", "denial", "limits", "decision", "limit_lines")
@@ -257,18 +259,20 @@ class Candidate(_message.Message):
     def __init__(self, account_id: _Optional[str] = ..., score: _Optional[int] = ..., note: _Optional[str] = ...) -> None: ...
 
 class RetryRequest(_message.Message):
-    __slots__ = ("seq", "failed", "same_account", "deadline_ms", "waited_ms")
+    __slots__ = ("seq", "failed", "same_account", "deadline_ms", "waited_ms", "traceparent")
     SEQ_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
     SAME_ACCOUNT_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
     WAITED_MS_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     seq: int
     failed: SettleRequest
     same_account: bool
     deadline_ms: int
     waited_ms: int
-    def __init__(self, seq: _Optional[int] = ..., failed: _Optional[_Union[SettleRequest, _Mapping]] = ..., same_account: _Optional[bool] = ..., deadline_ms: _Optional[int] = ..., waited_ms: _Optional[int] = ...) -> None: ...
+    traceparent: str
+    def __init__(self, seq: _Optional[int] = ..., failed: _Optional[_Union[SettleRequest, _Mapping]] = ..., same_account: _Optional[bool] = ..., deadline_ms: _Optional[int] = ..., waited_ms: _Optional[int] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class AccountEffect(_message.Message):
     __slots__ = ("kind", "reason", "until_ms", "model_class", "account_only")

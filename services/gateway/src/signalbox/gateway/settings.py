@@ -2,18 +2,16 @@
 
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Annotated, Literal, Self
-from urllib.parse import urlsplit
+from typing import Annotated, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
-from signalbox.core.settings import Address, RoomSettings
+from signalbox.core.settings import Address
+from signalbox.core.trace_settings import TracedSettings
 
 MIB = 1 << 20
 _MAX_PORT = 65535
-OTLP_PROTOCOL = "http/protobuf"
-DEFAULT_COLLECTOR = "http://localhost:4318"
 
 
 def _listen(value: str) -> str:
@@ -34,19 +32,11 @@ def _networks(value: object) -> object:
     return tuple(ip_network(part) if isinstance(part, str) else part for part in parts)
 
 
-def _collector(value: str) -> str:
-    url = urlsplit(value)
-    if value and (url.scheme not in ("http", "https") or not url.hostname or "@" in url.netloc or url.query):
-        raise ValueError("must be http(s)://HOST[:PORT][/PATH]; secrets belong into OTEL_EXPORTER_OTLP_HEADERS")
-    return value
-
-
 Addresses = Annotated[tuple[Address, ...], NoDecode, BeforeValidator(_split)]
-Collector = Annotated[str, AfterValidator(_collector)]
 Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode, BeforeValidator(_networks)]
 
 
-class GatewaySettings(RoomSettings):
+class GatewaySettings(TracedSettings):
     """Times in seconds, sizes in bytes."""
 
     model_config = SettingsConfigDict(env_prefix="SIGNALBOX_GATEWAY_")
@@ -129,27 +119,6 @@ class GatewaySettings(RoomSettings):
         description="Idle provider connections kept for one account. More save handshakes after bursts, and cost file "
         "descriptors.",
     )
-    traces_exporter: Literal["", "otlp", "none"] = Field(
-        "", validation_alias="OTEL_TRACES_EXPORTER",
-        description="otlp: traces are sent, by OTLP over HTTP (protobuf); none: never. Empty: where an endpoint is "
-        "named below. OpenTelemetry's other variables for sampling, batches, headers and certificates hold too.",
-    )
-    otlp_endpoint: Collector = Field(
-        "", validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT",
-        description="The collector, such as http://collector:4318; traces go to /v1/traces there.",
-    )
-    otlp_traces_endpoint: Collector = Field(
-        "", validation_alias="OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
-        description="Where traces go, path and all, if not below the collector's URL.",
-    )
-    otlp_protocol: str = Field(
-        "", validation_alias="OTEL_EXPORTER_OTLP_PROTOCOL",
-        description="http/protobuf or empty. A gateway that is to send traces in another way does not start.",
-    )
-    otlp_traces_protocol: str = Field(
-        "", validation_alias="OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", description="The same, for traces alone.",
-    )
-
     @model_validator(mode="after")
     def _paired(self) -> Self:
         if self.scheduler_session_address and len(self.scheduler_session_address) != len(self.scheduler_address):
@@ -157,21 +126,3 @@ class GatewaySettings(RoomSettings):
                 "SIGNALBOX_SCHEDULER_SESSION_ADDRESS must name one address for each of SIGNALBOX_SCHEDULER_ADDRESS",
             )
         return self
-
-    @model_validator(mode="after")
-    def _spoken(self) -> Self:
-        protocol = self.otlp_traces_protocol or self.otlp_protocol
-        if self.traces_url and protocol not in ("", OTLP_PROTOCOL):
-            raise ValueError(
-                f"traces are sent by OTLP over HTTP: OTEL_EXPORTER_OTLP_TRACES_PROTOCOL must be {OTLP_PROTOCOL}, not "
-                f"{protocol}, and the endpoint the collector's port for it (4318 by default)",
-            )
-        return self
-
-    @property
-    def traces_url(self) -> str:
-        """Where traces are sent; empty: nobody wants any."""
-        wanted = self.traces_exporter or self.otlp_endpoint or self.otlp_traces_endpoint
-        if not wanted or wanted == "none":
-            return ""
-        return self.otlp_traces_endpoint or (self.otlp_endpoint or DEFAULT_COLLECTOR).rstrip("/") + "/v1/traces"

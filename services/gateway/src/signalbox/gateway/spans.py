@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
-from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from signalbox.core.trace_context import format_traceparent, parent_of
 from signalbox.gateway.adapters.origins import origin_of
 from signalbox.gateway.api.routes import UPSTREAM_PATHS
 from signalbox.gateway.domain.events import Ending
@@ -31,17 +31,13 @@ class Spans:
 
     def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer
-        self._propagator = TraceContextTextMapPropagator()
 
     def begin(self, request_id: str, route: str, fields: Mapping[bytes, bytes]) -> "RequestSpans":
         """Begin a request's span, below the caller's where its `traceparent` names one.
 
         Its tracestate is left alone: it may hold anything.
         """
-        parent = Context()
-        if b"traceparent" in fields:
-            carrier = {"traceparent": fields[b"traceparent"].decode("latin-1")}
-            parent = self._propagator.extract(carrier, context=parent)
+        parent = parent_of(fields.get(b"traceparent", b"").decode("latin-1"))
         path = UPSTREAM_PATHS[route].decode()
         attributes: Attributes = {
             "http.request.method": "POST", "http.route": path, "url.path": path, "url.scheme": "http",
@@ -60,14 +56,27 @@ class RequestSpans:
         self._context = set_span_in_context(span, Context())
         self._request_id = request_id
         self._operation = operation
+        self._asking: Span | None = None
 
-    def asked(self, took_s: float, answer: AdmitResponse | None) -> None:
-        """Add what asking the scheduler for an account took and came to; None: no answer came."""
-        error = "no_answer" if answer is None else answer.denial.error_code
+    def asking(self) -> str:
+        """Begin the span of asking the scheduler for an account; return its `traceparent`, "" if it is not sampled."""
         attributes: Attributes = {"signalbox.request_id": self._request_id}
+        self._asking = self._tracer.start_span("admit", self._context, SpanKind.CLIENT, attributes)
+        if not self._asking.is_recording():
+            return ""
+        return format_traceparent(self._asking)
+
+    def asked(self, answer: AdmitResponse | None) -> None:
+        """End that span with what it came to; None: no answer came."""
+        span, self._asking = self._asking, None
+        if span is None:
+            return
+        error = "no_answer" if answer is None else answer.denial.error_code
         if error:
-            attributes["error.type"] = error
-        self._add("admit", SpanKind.INTERNAL, took_s, attributes, failed=answer is None)
+            span.set_attribute("error.type", error)
+        if answer is None:
+            span.set_status(Status(StatusCode.ERROR))
+        span.end()
 
     def attempted(self, grant: Grant, ending: Ending) -> None:
         """Add an attempt that has ended."""

@@ -10,8 +10,9 @@ from signalbox.core.grpc_listener import Listener
 from signalbox.core.ids import instance_id
 from signalbox.core.lifecycle import patiently, within_start_limit
 from signalbox.core.telemetry import Readiness, TelemetryServer
+from signalbox.core.tracing import Tracing
 from signalbox.scheduler.adapters.census import Census
-from signalbox.scheduler.adapters.dispatch import Dispatcher
+from signalbox.scheduler.adapters.dispatch import Dispatcher, Traces
 from signalbox.scheduler.adapters.gate import NEED, Gate
 from signalbox.scheduler.adapters.live import LiveRefresher
 from signalbox.scheduler.adapters.owed import Owed
@@ -33,16 +34,18 @@ from signalbox.wire.prices import PriceBook, PriceDataError
 
 log = logs.logger(__name__)
 
+ROOM = "scheduler"
 SERVICE = scheduler_pb2.DESCRIPTOR.services_by_name["Scheduler"].full_name
 SESSION = f"/{SERVICE}/Session"
 _DRAIN_S = 0.2
 _STOP_S = 5.0
 _CANCEL_AGAIN_S = 0.2
+_TRACES_S = 2.0
 
 
 async def main(settings: SchedulerSettings, stop: asyncio.Event) -> None:
     """Serve until `stop` is set. Raises StartupError."""
-    logs.configure("scheduler", settings.log_level, settings.log_format)
+    logs.configure(ROOM, settings.log_level, settings.log_format)
     log.info("starting", **settings.masked())
     room = Room(settings, REGISTRY)
     await room.start()
@@ -71,11 +74,12 @@ class Room:
         instance = instance_id()
         usage = UsageClient(self._channel, instance)
         metrics = Metrics(metrics_registry)
+        self._tracing = Tracing(ROOM, instance, settings.traces_url) if settings.traces_url else None
         owed = Owed(self.store)
         registry = Registry(self.store, self.view, usage, owed)
         self.dispatcher = dispatcher = Dispatcher(
             self.store, self.view, registry, usage=usage, gate=self.gate, observe=metrics.decided,
-            waited=metrics.waited,
+            waited=metrics.waited, traces=_traces(self._tracing),
         )
         census = Census(self.view, registry, gate=self.gate, every_s=settings.census_s)
         metrics_registry.register(StateCollector(self.view, self.store, dispatcher.queue, census))
@@ -130,6 +134,8 @@ class Room:
             if self._listener is not None:
                 group.create_task(self._listener.stop(grace_s))
         await _end(self.work)
+        if self._tracing is not None:
+            await self._tracing.close(_TRACES_S)
         await self._channel.close()
         await self.store.close()
         await self._telemetry.close()
@@ -142,6 +148,14 @@ async def _end(tasks: list[asyncio.Task[None]]) -> None:
         for task in running:
             task.cancel()
         _, running = await asyncio.wait(running, timeout=_CANCEL_AGAIN_S)
+
+
+def _traces(tracing: Tracing | None) -> Traces | None:
+    if tracing is None:
+        return None
+    from signalbox.scheduler.spans import Spans  # noqa: PLC0415  # costs nothing where nobody wants traces
+
+    return Spans(tracing.tracer())
 
 
 def _prices(settings: SchedulerSettings) -> PriceBook:

@@ -6,7 +6,8 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
-from signalbox.core.settings import Address, RoomSettings
+from signalbox.core.settings import Address
+from signalbox.core.trace_settings import TracedSettings
 
 _SCHEMES = ("unix://", "redis://", "rediss://", "redis+sentinel://", "rediss+sentinel://")
 
@@ -17,7 +18,7 @@ def _redis_url(value: SecretStr) -> SecretStr:
     return value
 
 
-class SchedulerSettings(RoomSettings):
+class SchedulerSettings(TracedSettings):
     """What the scheduler reads at its start. Times in seconds."""
 
     model_config = SettingsConfigDict(env_prefix="SIGNALBOX_SCHEDULER_")

@@ -99,6 +99,8 @@ class RequestRelay:
             await self._keys.inspect(order)
             raise Refusal("request_invalid", e.message, key_id=order.key_id, owner=order.owner) from e
         admission = order.admission(exchange.body, self._session_secret)
+        if order.trace is not None:
+            admission.traceparent = order.trace.asking()
         try:
             answer = await self._ask(exchange, order, self._scheduler.admit(admission))
         except SchedulerUnavailable as e:
@@ -118,14 +120,13 @@ class RequestRelay:
         exchange.on_gone = pending.cancel
         if exchange.gone:
             pending.cancel()
-        asked_s = self._clock.monotonic_s()
         answer = None
         try:
             answer = await pending
         finally:
             exchange.on_gone = None
             if order.trace is not None:
-                order.trace.asked(self._clock.monotonic_s() - asked_s, answer)
+                order.trace.asked(answer)
         return answer
 
     # ---------------------------------------------------------------- attempts
@@ -189,6 +190,8 @@ class RequestRelay:
     ) -> AdmitResponse:
         settle.more_attempts = True
         retry = RetryRequest(failed=settle, same_account=following.same_account, waited_ms=grant.waited_ms)
+        if order.trace is not None:
+            retry.traceparent = order.trace.asking()
         try:
             return await self._ask(exchange, order, self._scheduler.retry(retry))
         except (SchedulerUnavailable, asyncio.CancelledError) as e:

@@ -141,8 +141,12 @@ class Journal(Protocol):
 class Trace(Protocol):
     """One request's trace. Never raises, never blocks."""
 
-    def asked(self, took_s: float, answer: AdmitResponse | None) -> None:
-        """Add that the scheduler was asked for an account; None: no answer came."""
+    def asking(self) -> str:
+        """Begin to ask the scheduler for an account; return what tells it so (`traceparent`), "" where nobody looks."""
+        ...
+
+    def asked(self, answer: AdmitResponse | None) -> None:
+        """Note what asking the scheduler came to; None: no answer came."""
         ...
 
     def attempted(self, grant: Grant, ending: Ending) -> None:

@@ -5,8 +5,8 @@ account leave their batch for the queue and are answered later.
 """
 
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 from signalbox.core import logs
 from signalbox.core.errors import Unavailable
@@ -45,12 +45,35 @@ Later = Callable[[SchedulerBatch], None]
 _Handler = Callable[[list[Any], int], None]
 
 
+class Trace(Protocol):
+    """One admission as it is traced. Never raises, never blocks."""
+
+    def waits(self, pool_id: str, wait_ms: int) -> None:
+        """Note that it begins to wait in a pool's queue, for `wait_ms` at most."""
+        ...
+
+    def decided(self, response: AdmitResponse | None) -> None:
+        """Note the decision; None: there will be none, its caller is gone."""
+        ...
+
+
+class Traces(Protocol):
+    """Where traces go, if an operator wants them."""
+
+    def begin(self, batch: GatewayBatch) -> Mapping[int, Trace]:
+        """Begin what is traced of a batch; return it by seq."""
+        ...
+
+
+_UNTRACED: Mapping[int, Trace] = {}
+
+
 class Dispatcher:
     """Turns batches of requests into batches of answers."""
 
     def __init__(
         self, store: Store, view: View, registry: Registry, *, usage: UsageClient, gate: Gate, observe: Observe,
-        waited: Ended,
+        waited: Ended, traces: Traces | None = None,
     ) -> None:
         self._store = store
         self._view = view
@@ -58,6 +81,7 @@ class Dispatcher:
         self._usage = usage
         self._gate = gate
         self._observe = observe
+        self._traces = traces
         self.queue = Queue(store, gate, self._carry_out_waiting, waited, view.snapshot.may_use)
 
     async def run(
@@ -70,6 +94,7 @@ class Dispatcher:
         for cancel in batch.cancels:
             self.queue.cancel(cancel.request_id)
         began_s = time.monotonic()
+        traced = self._traces.begin(batch) if self._traces is not None else _UNTRACED
         work = _Work(self._view, self._store.now_ms(), batch)
         try:
             await self._carry_out(work)
@@ -81,7 +106,7 @@ class Dispatcher:
         took_s = time.monotonic() - began_s
         for admission in work.admissions:
             if admission.wait is not None:
-                self._let_wait(admission, work.answer, later, owner)
+                self._let_wait(admission, work.answer, later, owner, traced.get(admission.seq))
                 continue
             assert admission.response is not None
             work.answer.admits.append(admission.response)
@@ -89,17 +114,29 @@ class Dispatcher:
             self._observe(work.answer.admits, took_s)
         for response in work.unreadable:
             work.answer.admits.append(response)
+        if traced:
+            for response in work.answer.admits:
+                if (trace := traced.get(response.seq)) is not None:
+                    trace.decided(response)
         self._remember_first_uses(work.admissions)
         return work.answer, work.unsettled
 
-    def _let_wait(self, admission: Admission, told: SchedulerBatch, later: Later, owner: object) -> None:
-        def reply(response: AdmitResponse, took_s: float) -> None:
+    def _let_wait(
+        self, admission: Admission, told: SchedulerBatch, later: Later, owner: object, trace: Trace | None,
+    ) -> None:
+        def reply(response: AdmitResponse | None, took_s: float) -> None:
+            if trace is not None:
+                trace.decided(response)
+            if response is None:
+                return
             self._observe([response], took_s)
             self._remember_first_uses([admission])
             later(SchedulerBatch(admits=[response]))
 
         assert admission.wait is not None
         wait_ms = max(1, admission.wait.until_ms - self._store.now_ms())
+        if trace is not None:
+            trace.waits(admission.wait.pool.id, wait_ms)
         told.queued.append(Queued(seq=admission.seq, wait_ms=wait_ms))
         self.queue.add(admission, reply, owner)
 

@@ -21,8 +21,8 @@ from signalbox.scheduler.domain.waiting import WaitingRoom
 from signalbox.v1.scheduler_pb2 import AdmitResponse
 
 CarryOut = Callable[[Sequence[Admission]], Awaitable[None]]
-Reply = Callable[[AdmitResponse, float], None]
-"""Takes the decision and how long it took, in seconds."""
+Reply = Callable[[AdmitResponse | None, float], None]
+"""Takes the decision and how long it took, in seconds; None: there is none, nobody waits any more."""
 Ended = Callable[[str, float], None]
 """Told how a wait ended (granted, denied, cancelled) and how long it was, in seconds."""
 
@@ -93,15 +93,20 @@ class Queue:
         for waiter in [w for w in self._room.in_turn() if w.admission.request.request_id == request_id]:
             waiter.is_cancelled = True
             self._end(waiter, "cancelled", held=waiter.admission.held)
+            waiter.reply(None, self._waited_s(waiter))
 
     def drop(self, owner: object) -> None:
         """Forget all that nobody can be told about any more; a gateway asks again elsewhere."""
         for waiter in [w for w in self._room.in_turn() if w.owner is owner]:
             self._end(waiter, "cancelled")
+            waiter.reply(None, self._waited_s(waiter))
 
     def _end(self, waiter: _Waiter, outcome: str, held: str = "") -> None:
         self._remove(waiter, held)
-        self._ended(outcome, (self._store.now_ms() - waiter.since_ms) / 1000)
+        self._ended(outcome, self._waited_s(waiter))
+
+    def _waited_s(self, waiter: _Waiter) -> float:
+        return (self._store.now_ms() - waiter.since_ms) / 1000
 
     def _remove(self, waiter: _Waiter, held: str = "") -> None:
         self._room.leave(waiter.id)
@@ -114,7 +119,7 @@ class Queue:
         assert response is not None
         self._room.served(waiter)
         self._end(waiter, "granted" if response.HasField("grant") else "denied")
-        waiter.reply(response, (self._store.now_ms() - waiter.since_ms) / 1000)
+        waiter.reply(response, self._waited_s(waiter))
 
     # ------------------------------------------------------------------ news
 
