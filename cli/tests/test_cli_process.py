@@ -71,6 +71,7 @@ async def test_a_program_that_does_not_exist_is_named() -> None:
     kept = Kept(missing, LogSink("text", stream=output), lambda: None)
     kept.start()
     assert "/nowhere/at-all" in await asyncio.wait_for(kept.died, 30.0)
+    await kept.stop(1.0)    # its word comes before its end
 
 
 async def test_a_deaf_process_is_killed_after_the_grace() -> None:

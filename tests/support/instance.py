@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from tests.support import commands
+from tests.support import commands, processes
 
 SIGNALBOX = str(Path(sys.executable).parent / "signalbox")
 START_LIMIT_S = 150.0
@@ -71,13 +71,7 @@ class Instance:
 
     def stop(self) -> int:
         """Ask it to stop and return its exit status."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        try:
-            return self.process.wait(STOP_LIMIT_S)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            raise
+        return processes.stop(self.process, STOP_LIMIT_S)
 
     def __enter__(self) -> "Instance":
         return self.start()

@@ -1,7 +1,6 @@
 """The simulated provider as a process, and what tests say to it and ask of it. Imports nothing of the product."""
 
 import json
-import signal
 import subprocess
 import sys
 import tempfile
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+from tests.support import processes
 from tests.support.machine import busy
 
 SIMULATOR = str(Path(sys.executable).parent / "signalbox-simulator")
@@ -49,13 +49,8 @@ class Simulator:
 
     def stop(self) -> int:
         """Ask it to stop and return its exit status."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
         try:
-            return self.process.wait(STOP_LIMIT_S)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            raise
+            return processes.stop(self.process, STOP_LIMIT_S)
         finally:
             assert self.process.stdout is not None
             self.process.stdout.close()
