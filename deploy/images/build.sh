@@ -4,8 +4,9 @@
 # With docker, podman or buildah from the Dockerfile; where none of them works, or its base image (BASE_IMAGE) is not to be
 # had, the same file systems from Debian packages and requirements.lock, by root, with debootstrap (BUILDER=debian chooses
 # that way). What does not change is kept in CACHE (default ~/.cache/signalbox-images). TAG (default: the chart's
-# appVersion) and REGISTRY (localhost) lead the names.
+# appVersion) and REGISTRY (localhost) lead the names. Exits 3 where this machine cannot, with a line that says why.
 set -euo pipefail
+shopt -s inherit_errexit
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 ROOT=$(cd "$HERE/../.." && pwd)
 [ $# = 1 ] || { sed -n '2,/^set/s/^# \?//p' "$0" >&2; exit 2; }
@@ -18,7 +19,7 @@ APP=10001
 PATH=$PATH:/usr/sbin:/sbin
 
 log() { echo "images: $*" >&2; }
-fail() { log "$*"; exit 1; }
+fail() { log "$*"; exit 3; }
 needs() { # needs PACKAGE: install a Debian package
     apt-get install -y -qq "$1" >/dev/null 2>&1 || { apt-get update -qq && apt-get install -y -qq "$1" >/dev/null; } || fail "needs the Debian package $1"
 }
@@ -170,7 +171,7 @@ tool() { # a Python with pip; what is installed by it is told where to go
         python3 -c 'import ensurepip' 2>/dev/null || needs python3-venv
         python3 -m venv "$CACHE/tool"
     fi
-    "$CACHE/tool/bin/python" -m "$@"
+    "$CACHE/tool/bin/python" -m "$@" || fail "$1 could not do it"
 }
 
 compiled() { # compiled ROOT: byte code in ROOT/opt, made by the image's own Python
@@ -204,26 +205,31 @@ archive() { # archive IMAGE [OPTION...] of oci.py
 
 from_debian() {
     [ "$(id -u)" = 0 ] || fail "without docker, podman or buildah this needs root"
+    # What debootstrap mounts goes with it, whatever ends it.
+    [ "${MOUNTS:-}" = own ] || MOUNTS=own BUILDER=debian exec unshare --mount "$HERE/build.sh" "$OUT"
     command -v debootstrap >/dev/null || needs debootstrap
     mkdir -p "$CACHE"
     exec 9>"$CACHE/lock"; flock 9
+    rm -rf --one-file-system "$CACHE"/new.*  # of builds that were interrupted
     SUITE=$(suite)
     case $SUITE in bookworm) PYTHON=3.11 POSTGRESQL=15 ;; trixie) PYTHON=3.13 POSTGRESQL=17 ;; *) fail "knows Debian 12 and 13, not $SUITE" ;; esac
     local python_env=(--env PATH=/opt/signalbox/bin:/usr/local/bin:/usr/bin:/bin --env PYTHONPATH=/opt/signalbox/rooms:/opt/signalbox/lib
                       --env PYTHONDONTWRITEBYTECODE=1 --env PYTHONUNBUFFERED=1 --env SIGNALBOX_ADDR=env:)
-    local tmp=$CACHE/code; mkdir -p "$tmp"
+    local tmp=$CACHE/code redis postgresql; mkdir -p "$tmp"
     tool pip --version >/dev/null
     BASE=$(base)
     PYTHON_LAYER=$(packages python python3)
     DEPENDENCIES=$(dependencies)
+    redis=$(packages redis redis-server redis-tools)
+    postgresql=$(packages postgresql "postgresql-$POSTGRESQL")
     code "$tmp/rooms.tar" "$ROOT"/{proto,libs/*,services/*,operator,cli}
     code "$tmp/simulator.tar" "$ROOT/tests/simulator"
     archive signalbox --layer "$BASE" --layer "$PYTHON_LAYER" --layer "$DEPENDENCIES" --layer "$tmp/rooms.tar" \
         "${python_env[@]}" --sbom "$TAG" -- signalbox --help
     archive signalbox-simulator --layer "$BASE" --layer "$PYTHON_LAYER" --layer "$DEPENDENCIES" --layer "$tmp/simulator.tar" \
         "${python_env[@]}" --sbom "$TAG" -- signalbox-simulator --host 0.0.0.0 --port 8000
-    archive signalbox-redis --layer "$BASE" --layer "$(packages redis redis-server redis-tools)" --sbom "$TAG" -- redis-server
-    archive signalbox-postgresql --layer "$BASE" --layer "$(packages postgresql "postgresql-$POSTGRESQL")" --sbom "$TAG" \
+    archive signalbox-redis --layer "$BASE" --layer "$redis" --sbom "$TAG" -- redis-server
+    archive signalbox-postgresql --layer "$BASE" --layer "$postgresql" --sbom "$TAG" \
         --env "PATH=/usr/lib/postgresql/$POSTGRESQL/bin:/usr/local/bin:/usr/bin:/bin" --stop-signal SIGINT -- postgres
 }
 

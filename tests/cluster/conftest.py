@@ -17,6 +17,8 @@ from tests.cluster.kubectl import CHART, NAMESPACE, WAIT, Cluster, Object
 KUBECONFIG = os.environ.get("SIGNALBOX_TEST_KUBECONFIG", "")
 KEEP = bool(os.environ.get("SIGNALBOX_TEST_KEEP"))
 """Leave the release where it is at the end, and take the one that such a run left."""
+LEAVE = KEEP or bool(os.environ.get("SIGNALBOX_TEST_LEAVE"))
+"""Leave it where it is: the cluster itself goes."""
 WHY = os.environ.get("SIGNALBOX_TEST_WHY", "needs a cluster: `make test-cluster` brings one up")
 IMAGES, LOAD = os.environ.get("SIGNALBOX_TEST_IMAGES", ""), os.environ.get("SIGNALBOX_TEST_LOAD", "")
 KEY = "a relay key of the cluster tests"
@@ -32,9 +34,8 @@ VALUES = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    here = Path(__file__).parent
     for item in items:
-        if here in item.path.parents:
+        if "cluster" in getattr(item, "fixturenames", ()) and Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.slow)
             item.add_marker(pytest.mark.timeout(1200))
             if not KUBECONFIG:
@@ -53,7 +54,7 @@ def cluster() -> Iterator[Cluster]:
         found.run("create", "namespace", NAMESPACE)
         found.run("label", "namespace", NAMESPACE, "pod-security.kubernetes.io/enforce=restricted")
     yield found
-    if not KEEP:
+    if not LEAVE:
         _clear(found)
 
 

@@ -49,16 +49,12 @@ class Cluster:
         """Apply documents."""
         self.run("apply", "-f", "-", given=json.dumps({"apiVersion": "v1", "kind": "List", "items": documents}))
 
-    def start(self, *arguments: str, given: str) -> subprocess.Popen[str]:
-        """Start kubectl with something on its standard input."""
-        process = subprocess.Popen(
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start kubectl."""
+        return subprocess.Popen(
             [self._kubectl, "--namespace", NAMESPACE, *arguments], env=self._environment, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )
-        assert process.stdin is not None
-        process.stdin.write(given)
-        process.stdin.close()
-        return process
 
     def command(self, *arguments: str) -> Any:
         """What `signalbox ARGUMENTS -o json` prints in the usage room's pod."""

@@ -1,8 +1,9 @@
 """Keeps many slow streams open through a gateway and counts what became of them; runs in a pod, standard library only.
 
-    python3 - HOST:PORT KEY STREAMS SECONDS < streams.py
+    python3 streams.py HOST:PORT KEY STREAMS SECONDS
 
-Each of STREAMS slots asks again as soon as its stream has ended, until SECONDS are over, and then lets the last one end.
+Each of STREAMS slots asks again as soon as its stream has ended, until a line or the end comes on standard input, or SECONDS
+are over, and then lets the last one end.
 Prints one JSON object: counts by what happened, and the request ids of the streams that were whole.
 """
 
@@ -10,7 +11,6 @@ import asyncio
 import json
 import socket
 import sys
-import time
 from collections import Counter
 
 PROMPT = "[[sim deltas=40 delta_delay_s=0.5]] hello"
@@ -53,11 +53,19 @@ async def main() -> None:
     host = socket.gethostbyname(name)  # once: two hundred slots that ask again and again measure the cluster's DNS
     counts: Counter[str] = Counter()
     whole: list[str] = []
-    until_s = time.monotonic() + float(sys.argv[4])
+    enough = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def told() -> None:
+        loop.remove_reader(0)
+        enough.set()
+
+    loop.add_reader(0, told)
+    loop.call_later(float(sys.argv[4]), enough.set)
 
     async def slot(number: int) -> None:
         await asyncio.sleep(number * 0.02)
-        while time.monotonic() < until_s:
+        while not enough.is_set():
             what, request_id = await stream(host, int(port), sys.argv[2])
             counts[what] += 1
             if what == "whole":

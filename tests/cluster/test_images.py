@@ -91,8 +91,8 @@ def test_every_module_has_its_byte_code() -> None:
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_room_starts_from_its_image(serving: Cluster, room: str) -> None:
     program = (ROOT / "tests/cluster/startup.py").read_text()
-    running = serving.start("exec", "-i", f"deploy/signalbox-{room}", "--", "python3", "-", room.replace("-", "_"), given=program)
-    said, errors = running.stdout.read(), running.stderr.read()  # type: ignore[union-attr]
+    running = serving.start("exec", "-i", f"deploy/signalbox-{room}", "--", "python3", "-", room.replace("-", "_"))
+    said, errors = running.communicate(program)
     if room == "operator":  # the newer one has taken over, and the one of the release waits to be replaced
         serving.run("rollout", "restart", "deploy/signalbox-operator")
         serving.rolled_out("deploy/signalbox-operator")

@@ -1,5 +1,6 @@
-"""What tests have to know of the machine they run on: which ports are free to be named, and how busy it is."""
+"""What tests have to know of the machine they run on: which ports are free to be named, how busy it is, what runs."""
 
+import contextlib
 import os
 import random
 import socket
@@ -33,3 +34,14 @@ def free_port() -> int:
 def busy() -> float:
     """Return how many times longer than alone a process may take now, at least once: the load of each processor."""
     return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
+def running_with(text: str) -> list[str]:
+    """Return the command lines of all processes that have this in theirs."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if text in line:
+                found.append(line)
+    return found

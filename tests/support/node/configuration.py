@@ -82,7 +82,7 @@ def _files(directory: Path, networks: Networks) -> None:
     etc = directory / "etc"
     (etc / "containerd.toml").write_text(Template(CONTAINERD).substitute(
         pause=PAUSE, directory=directory, plugins=next(p for p in PLUGINS if Path(p, "bridge").exists()),
-        snapshotter="native" if _on_overlay(directory) else "overlayfs",
+        snapshotter=snapshotter(directory),
     ))
     _json(etc / "cni/10-pods.conflist", {
         "cniVersion": "1.0.0", "name": "pods", "plugins": [
@@ -151,11 +151,11 @@ def _components(directory: Path, programs: Path, networks: Networks, authority: 
     }
 
 
-def _on_overlay(directory: Path) -> bool:
-    """Whether `directory` lies on an overlay, on which another cannot be put."""
+def snapshotter(directory: Path) -> str:
+    """How containerd keeps file systems in `directory`: on an overlay no other can be put."""
     mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
     holding = [(m[1], m[2]) for m in mounts if directory.is_relative_to(m[1])]
-    return max(holding, key=lambda m: len(m[0]))[1] == "overlay"
+    return "native" if max(holding, key=lambda m: len(m[0]))[1] == "overlay" else "overlayfs"
 
 
 def _json(path: Path, value: dict[str, Any]) -> None:

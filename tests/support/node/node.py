@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,14 @@ ROOT = Path(__file__).resolve().parents[3]
 GROUPS = Path("/sys/fs/cgroup")
 PACKAGES = {
     "containerd": "containerd", "runc": "runc", "iptables": "iptables", "ip": "iproute2", "conntrack": "conntrack",
-    "nsenter": "util-linux", "unshare": "util-linux", "mount": "mount",
+    "nsenter": "util-linux", "unshare": "util-linux", "setpriv": "util-linux", "mount": "mount",
 }
 """What must be on PATH, and the Debian package that has it."""
 NAMESPACES = ("--mount", "--cgroup", "--net", "--uts", "--ipc", "--pid")
 PRIVATE = (*NAMESPACES, "--fork", "--kill-child", "--propagation", "private", "--mount-proc")
 MOST_NODES = 64
+LEAST_MEMORY_BYTES, LEAST_DISK_BYTES = 3 << 30, 5 << 30
+"""A node with a release takes less than half of it."""
 
 
 class Cannot(Exception):
@@ -44,7 +46,7 @@ class Node:
     def __init__(self, directory: Path, programs: Path) -> None:
         self.directory = directory.resolve()
         self.kubeconfig = self.directory / "kubeconfig"
-        self._programs = programs
+        self.programs = programs
         self._state = self.directory / "node.json"
 
     def is_up(self) -> bool:
@@ -53,8 +55,11 @@ class Node:
 
     # ------------------------------------------------------------ up
 
-    def up(self) -> None:
-        """Start it and wait until pods can run and find one another. Raises Cannot, or AssertionError with the logs."""
+    def up(self, *, outlive: bool = True) -> None:
+        """Start it and wait until pods can run and find one another. Raises Cannot, or AssertionError with the logs.
+
+        Without `outlive` it ends with this process, even when that one is killed.
+        """
         if self.is_up():
             raise Cannot(f"a node is up in {self.directory}")
         if self.directory.exists() and not self._state.exists() and any(self.directory.iterdir()):
@@ -63,7 +68,7 @@ class Node:
         shutil.rmtree(self.directory, ignore_errors=True)
         self.directory.mkdir(parents=True)
         try:
-            self._start()
+            self._start(outlive)
             self._furnish()
         except BaseException:
             for log in sorted((self.directory / "logs").glob("*.log")):
@@ -71,7 +76,7 @@ class Node:
             self.down()
             raise
 
-    def _start(self) -> None:
+    def _start(self, outlive: bool) -> None:
         number = self._claim()
         networks = Networks(number)
         groups = _groups(number)
@@ -79,9 +84,9 @@ class Node:
         self._write({"link": f"sbx{number}", "groups": [str(g) for g in groups]})
         _run("ip", "link", "add", f"sbx{number}", "type", "veth", "peer", "name", inner)
         _make(groups)
-        configuration.write(self.directory, self._programs, networks)
+        configuration.write(self.directory, self.programs, networks)
         command = [
-            "unshare", *PRIVATE, sys.executable, str(Path(__file__).with_name("init.py")), f"{self.directory}/init.json",
+            *(() if outlive else ("setpriv", "--pdeathsig", "KILL")), "unshare", *PRIVATE, sys.executable, str(Path(__file__).with_name("init.py")), f"{self.directory}/init.json",
         ]
         with (self.directory / "logs/init.log").open("wb") as log:
             outer = subprocess.Popen(
@@ -133,7 +138,7 @@ class Node:
         """An image whose only file is one static program."""
         layer, image = self.directory / f"{program}.layer", self.directory / f"{program}.tar"
         with tarfile.open(layer, "w") as t:
-            t.add(self._programs / program, arcname=f"bin/{program}")
+            t.add(self.programs / program, arcname=f"bin/{program}")
         tool = ROOT / "deploy/images/oci.py"
         _run(sys.executable, str(tool), "archive", reference, str(image), "--layer", str(layer), "--", f"/bin/{program}")
         layer.unlink()
@@ -142,9 +147,13 @@ class Node:
     # ------------------------------------------------------------ while it is up
 
     def load(self, archive: Path) -> None:
-        """Import an image archive; pods find it at once, with imagePullPolicy IfNotPresent or Never."""
+        """Import an image archive; pods find it at once, with imagePullPolicy IfNotPresent or Never.
+
+        It is unpacked here, once: eight pods that start from it together would unpack it eight times.
+        """
+        unpacked = f"--snapshotter={configuration.snapshotter(self.directory)}"
         with archive.open("rb") as given:
-            self.run("ctr", "-n", "k8s.io", "images", "import", "--no-unpack", "-", stdin=given)
+            self.run("ctr", "-n", "k8s.io", "images", "import", unpacked, "-", stdin=given)
 
     def run(self, *command: str, check: bool = True, stdin: Any = subprocess.DEVNULL) -> subprocess.CompletedProcess[str]:
         """Run a program in the node's namespaces."""
@@ -159,7 +168,7 @@ class Node:
 
     def kubectl(self, *arguments: str, check: bool = True) -> str:
         """Run kubectl as the administrator; return what it printed."""
-        return _run(str(self._programs / "kubectl"), "--kubeconfig", str(self.kubeconfig), *arguments, check=check)
+        return _run(str(self.programs / "kubectl"), "--kubeconfig", str(self.kubeconfig), *arguments, check=check)
 
     # ------------------------------------------------------------ down
 
@@ -171,11 +180,11 @@ class Node:
         if _alive(state):
             os.kill(state["pid"], signal.SIGKILL)  # its namespace's first process: the kernel ends the rest with it
             _wait("an end of the node", lambda: not _alive(state), 30)
+        for group in state["groups"]:
+            _wait(f"an empty {group}", lambda group=group: _ended(Path(group)) and _removed(Path(group)), 30)
         with contextlib.suppress(ChildProcessError, KeyError):
             os.waitpid(state["outer"], 0)
         _run("ip", "link", "delete", state["link"], check=False)
-        for group in state["groups"]:
-            _wait(f"an empty {group}", lambda group=group: _removed(Path(group)), 30)
         _run("rm", "-rf", "--one-file-system", *(str(self.directory / kept) for kept in ("etc", "etcd", "pki", "var/lib")))
         for file in ("kubeconfig", "cluster.yaml", "init.json"):
             (self.directory / file).unlink(missing_ok=True)
@@ -194,6 +203,8 @@ def prepare() -> None:
     """Make sure that there can be a node here, installing missing Debian packages. Raises Cannot."""
     if os.geteuid() != 0:
         raise Cannot("a node needs root")
+    if too_small := _too_small():
+        raise Cannot(f"a node needs {too_small}")
     os.environ["PATH"] += ":/usr/sbin:/sbin"
     missing = {package for program, package in PACKAGES.items() if not shutil.which(program)}
     if not any(Path(p, "bridge").exists() for p in PLUGINS):
@@ -213,17 +224,42 @@ def prepare() -> None:
         raise Cannot(f"a node needs namespaces of its own: {tried.stderr.strip()}")
 
 
+def _too_small() -> str:
+    """What this machine has too little of, "" where it has enough."""
+    told = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    if int(told["MemAvailable"].split()[0]) * 1024 < LEAST_MEMORY_BYTES:
+        return f"{LEAST_MEMORY_BYTES >> 30} GiB of memory that nothing else uses"
+    if shutil.disk_usage(ROOT).free < LEAST_DISK_BYTES:
+        return f"{LEAST_DISK_BYTES >> 30} GiB of disk for {ROOT}"
+    return ""
+
+
 def _install(packages: Sequence[str]) -> bool:
     if not shutil.which("apt-get"):
         return False
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    command = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages]
-    for before in ((), ("apt-get", "update", "-qq")):
-        if before:
-            subprocess.run(before, env=environment, capture_output=True, check=False)
-        if subprocess.run(command, env=environment, capture_output=True, check=False).returncode == 0:
-            return True
+    patience = ("-o", "Acquire::Retries=1", "-o", "Acquire::http::Timeout=20", "-o", "DPkg::Lock::Timeout=60")
+    command = ["apt-get", *patience, "install", "-y", "-qq", "--no-install-recommends", *packages]
+    with _unstarted("containerd.service"):
+        for before in ((), ("apt-get", *patience, "update", "-qq")):
+            if before:
+                subprocess.run(before, env=environment, capture_output=True, check=False)
+            if subprocess.run(command, env=environment, capture_output=True, check=False).returncode == 0:
+                return True
     return False
+
+
+@contextlib.contextmanager
+def _unstarted(unit: str) -> Iterator[None]:
+    """A package brings its service along, which the machine does not want for that: keep systemd from starting it."""
+    systemd = Path("/run/systemd/system").exists()
+    if systemd:
+        subprocess.run(["systemctl", "mask", "--runtime", unit], capture_output=True, check=False)
+    try:
+        yield
+    finally:
+        if systemd:
+            subprocess.run(["systemctl", "unmask", "--runtime", unit], capture_output=True, check=False)
 
 
 def _groups(number: int) -> list[Path]:
@@ -251,6 +287,15 @@ def _make(groups: list[Path]) -> None:
             if missing := {"cpu", "memory", "pids"} - set(available):
                 group.rmdir()
                 raise OSError(f"{', '.join(sorted(missing))} cannot be shared out here")
+
+
+def _ended(group: Path) -> bool:
+    """Kill what is in a group still: a node that was interrupted while it started has processes that nobody wrote down."""
+    for listed in group.rglob("cgroup.procs"):
+        with contextlib.suppress(OSError):
+            for pid in listed.read_text().split():
+                os.kill(int(pid), signal.SIGKILL)
+    return True
 
 
 def _removed(group: Path) -> bool:
