@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests.support import commands
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 SIGNALBOX = str(Path(sys.executable).parent / "signalbox")
@@ -37,8 +39,7 @@ class Demo:
         self.env["SIGNALBOX_ADDR"] = self.said[-1].split(LAST_LINE)[1].split()[0]
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [SIGNALBOX, *arguments]
-        return subprocess.run(command, env=self.env, text=True, capture_output=True, timeout=60, check=False)
+        return commands.run(arguments, self.env, 60)
 
     def json(self, *arguments: str) -> Any:
         done = self.run(*arguments, "-o", "json")

@@ -19,6 +19,7 @@ import pytest
 
 from signalbox.cli.supervisor.redis import find_binary
 from signalbox.core.keys import hash_key
+from tests.support import commands
 from tests.support.machine import busy, free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
@@ -83,6 +84,10 @@ class Up:
         return Path(self.stderr.name).read_text()
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return commands.run([*arguments, "--data", str(self.data)], self.env, 60)
+
+    def script(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """The same by the installed script."""
         return subprocess.run(
             [SIGNALBOX, *arguments, "--data", str(self.data)], capture_output=True, text=True, env=self.env, timeout=60,
             check=False,
@@ -148,7 +153,7 @@ def test_status_shows_every_process(up: Up) -> None:
         assert ("redis-server" if room["room"] == "redis" else f"signalbox.{room['room'].replace('-', '_')}") in command
         assert API_KEY not in Path(f"/proc/{room['pid']}/environ").read_text()
     assert http_status(f"{status['telemetry_url']}/readyz") == 200
-    assert up.run("status").returncode == 0
+    assert up.script("status").returncode == 0
 
 
 def test_the_telemetry_port_serves_all_rooms_and_workers(up: Up) -> None:
@@ -234,7 +239,7 @@ def test_a_killed_room_is_back(up: Up, room: str) -> None:
 
 def test_a_second_up_on_the_same_data_is_refused(up: Up) -> None:
     started_s = time.monotonic()
-    second = up.run("up", "--manifests", str(up.manifests), "--port", "0")
+    second = up.script("up", "--manifests", str(up.manifests), "--port", "0")
     assert second.returncode == 2
     assert f"another `signalbox up` (pid {up.process.pid})" in second.stderr
     assert time.monotonic() - started_s < 10 + SLACK_S * busy()
@@ -256,7 +261,7 @@ def test_sigterm_ends_everything_with_status_zero(up: Up) -> None:  # the last o
     pids = [r["pid"] for r in up.json("status")["rooms"]]
     assert up.stop() == 0
     assert not any(map(alive, pids))
-    assert up.run("status").returncode == 1
+    assert up.script("status").returncode == 1
 
 
 # ------------------------------------------------------------------ starts that must fail

@@ -2,7 +2,7 @@
 
 Its imports take five times the CPU of what a command does, and tests run many: "is it in the ledger by now?" What runs
 is `signalbox.cli.main:main`, as the console script runs it, with the arguments, environment, directory and output that
-it would have. Tests of the command line itself (cli/tests) start the script.
+it would have. Tests of the command line by itself (cli/tests/test_cli_commands.py) start the script.
 
 Run as a program, this file is the process that forks: its standard input is a socket, each message there a command. It
 ends when nobody holds the other end any more. The half that tests use imports nothing of the product.
