@@ -9,7 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 BACK_LIMIT_S = 30.0
 SLACK_S = 3.0
-EVERY_S = 0.1
+EVERY_S = 0.2
 
 # A provider that comes and goes, before anything reached a caller: streamed or not, nobody may notice.
 FLAPS: dict[str, tuple[bool, dict[str, Any]]] = {
@@ -111,17 +111,35 @@ def agree(stands: Stands, seen: list[Seen]) -> list[compare.Row]:
     return rows
 
 
+Scenes = dict[str, Future[Any]]
+
+
+@pytest.fixture(scope="module")
+def scenes(stands: Stands, load: Load) -> Iterator[Scenes]:
+    """What takes long because somebody rests, all at once, each on a stand of its own; a test looks at one's result."""
+    plays = {"rest": _rest, "hammer": _hammer, "probe": _probe, "heal": _heal}
+    with ThreadPoolExecutor(len(plays)) as pool:
+        yield {name: pool.submit(play, stands, load) for name, play in plays.items()}
+
+
 # ---------------------------------------------------------------------------------------------- limits
 
 
-def test_a_limited_account_rests_as_long_as_it_said(stands: Stands, load: Load) -> None:
+def _rest(stands: Stands, load: Load) -> tuple[list[Seen], float, dict[str, Any]]:
+    """Limit an account for 4 s; return what was seen, how long it rested and how it was listed when it was back."""
     stand = stands["rests"]
     stand.script("a", {"status": 429, "retry_after": 4})
     first = stand.ask(load)
-    limited_s = stand.received("a")[0]["ended_at"]
     with asking(stand, load) as seen:
-        took_s = back(stand, limited_s)
+        took_s = back(stand, stand.received("a")[0]["ended_at"])
         [account] = [row for row in stands.instance.json("accounts", "list") if row["name"] == stand.account("a")]
+    return [first, *seen], took_s, account
+
+
+def test_a_limited_account_rests_as_long_as_it_said(stands: Stands, scenes: Scenes) -> None:
+    stand = stands["rests"]
+    (first, *seen), took_s, account = scenes["rest"].result()
+    limited_s = stand.received("a")[0]["ended_at"]
     assert first.attempts == 2
     assert count([first, *seen]) == {"whole": 1 + len(seen)}
     assert 3.5 <= took_s <= 4 + SLACK_S * busy()
@@ -130,7 +148,8 @@ def test_a_limited_account_rests_as_long_as_it_said(stands: Stands, load: Load) 
     agree(stands, [first, *seen])
 
 
-def test_429_without_a_time_is_not_hammered(stands: Stands, load: Load) -> None:
+def _hammer(stands: Stands, load: Load) -> tuple[list[Seen], list[compare.Row]]:
+    """Limit a lone account for 9 s without saying how long; return what was seen, and what it was sent meanwhile."""
     stand = stands["hammered"]
     stand.script("a", standing={"status": 429, "delay_s": 0.2})
     with asking(stand, load) as seen:
@@ -139,6 +158,11 @@ def test_429_without_a_time_is_not_hammered(stands: Stands, load: Load) -> None:
         stand.heal("a")
         took_s = back(stand, time.time())
     print(f"\n{len(sends)} sends for {len(seen)} requests, back after {took_s:.1f} s, {count(seen)}")
+    return seen, sends
+
+
+def test_429_without_a_time_is_not_hammered(stands: Stands, scenes: Scenes) -> None:
+    seen, sends = scenes["hammer"].result()
     assert set(count(seen)) == {"whole", "pool_limited"}
     told_s = min(row["ended_at"] for row in sends) + 0.5 * busy()    # and those that were under way by then
     assert len([row for row in sends if row["received_at"] > told_s]) <= 2, "a probe after 5 s"
@@ -216,10 +240,11 @@ def _rests(stand: Stand) -> bool:
     return bool(asked) and time.time() - max(asked) > 0.7
 
 
-def test_an_overloaded_account_is_probed_by_one_request_at_a_time(stands: Stands, load: Load) -> None:
+def _probe(stands: Stands, load: Load) -> tuple[list[Seen], list[compare.Row], float]:
+    """Overload an account for 8 s once it is left alone; return what was seen, its probes and how soon it was back."""
     stand = stands["probed"]
     stand.script("a", standing={"status": 529, "delay_s": 0.5})
-    with asking(stand, load, every_s=0.05) as seen:
+    with asking(stand, load, every_s=0.1) as seen:
         eventually(lambda: _rests(stand), within_s=10)
         opened_s = time.time()
         time.sleep(8)
@@ -228,6 +253,11 @@ def test_an_overloaded_account_is_probed_by_one_request_at_a_time(stands: Stands
         took_s = back(stand, healed_s)
     probes = [row for row in stand.received("a", after_s=opened_s) if row["received_at"] < healed_s]
     print(f"\n{len(probes)} probes in {healed_s - opened_s:.1f} s, back after {took_s:.1f} s, {count(seen)}")
+    return seen, probes, took_s
+
+
+def test_an_overloaded_account_is_probed_by_one_request_at_a_time(stands: Stands, scenes: Scenes) -> None:
+    seen, probes, took_s = scenes["probe"].result()
     assert count(seen) == {"whole": len(seen)}
     assert took_s <= BACK_LIMIT_S
     assert 1 <= len(probes) <= 5, "each pause is twice as long as the one before"
@@ -235,7 +265,8 @@ def test_an_overloaded_account_is_probed_by_one_request_at_a_time(stands: Stands
     agree(stands, seen)
 
 
-def test_a_lone_account_heals(stands: Stands, load: Load) -> None:
+def _heal(stands: Stands, load: Load) -> tuple[list[Seen], list[compare.Row], float]:
+    """Let a lone account fail for 6 s; return what was seen, what it was sent meanwhile and how soon it was back."""
     stand = stands["heals"]
     stand.script("a", standing={"status": 503})
     with asking(stand, load, stream=False) as seen:
@@ -245,6 +276,11 @@ def test_a_lone_account_heals(stands: Stands, load: Load) -> None:
         took_s = back(stand, healed_s)
     ill = [row for row in stand.received("a") if row["received_at"] < healed_s]
     print(f"\n{len(ill)} sends while it was ill, back after {took_s:.1f} s, {count(seen)}")
+    return seen, ill, took_s
+
+
+def test_a_lone_account_heals(stands: Stands, scenes: Scenes) -> None:
+    seen, ill, took_s = scenes["heal"].result()
     assert set(count(seen)) == {"whole", "api_error", "pool_limited"}
     assert len(ill) <= 2 * 6, "twice each time: once more in place"
     assert took_s <= BACK_LIMIT_S
