@@ -96,12 +96,14 @@ def exchange(url: str, data: bytes, *, patience_s: float = 0.5) -> bytes:
 def eventually(look: Callable[[], T], *, within_s: float, wanted: Callable[[T], object] = bool) -> T:
     """Look until what is seen is as wanted, and return it; on a busy machine for as many times longer.
 
+    Between two looks there is at least as long a pause as one takes, so that looking leaves room for what is looked for.
     Raises AssertionError with the last sight.
     """
     began_s = time.monotonic()
     while True:
+        looking_s = time.monotonic()
         seen = look()
         if wanted(seen):
             return seen
         assert time.monotonic() < began_s + within_s * busy(), f"not within {within_s} s: {seen}"
-        time.sleep(0.05)
+        time.sleep(min(max(0.05, time.monotonic() - looking_s), 0.5))

@@ -48,26 +48,25 @@ def wait_for(port, process):
     raise AssertionError("did not serve")
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_it_lives_without_its_neighbours_and_stops_when_asked(tmp_path, shared):
-    if shared:
-        listening = socket.create_server(("127.0.0.1", 0))
-        port = listening.getsockname()[1]
-        process = start(tmp_path, SIGNALBOX_GATEWAY_LISTEN=f"fd:{listening.fileno()}", pass_fds=(listening.fileno(),))
-    else:
-        port = free_port()
-        process = start(tmp_path, SIGNALBOX_GATEWAY_LISTEN=f"127.0.0.1:{port}")
+def test_it_lives_without_its_neighbours_and_stops_when_asked(tmp_path):
+    """One that is given its socket and one that is told an address; both at once, for stopping takes them seconds."""
+    listening, port = socket.create_server(("127.0.0.1", 0)), free_port()
+    given = start(tmp_path / "a", SIGNALBOX_GATEWAY_LISTEN=f"fd:{listening.fileno()}", pass_fds=(listening.fileno(),))
+    told = start(tmp_path / "b", SIGNALBOX_GATEWAY_LISTEN=f"127.0.0.1:{port}")
     try:
-        wait_for(port, process)
-        assert status(port, "/readyz") == 503
-        assert status(port, "/v1/models") == 401
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        for process, at in ((given, listening.getsockname()[1]), (told, port)):
+            wait_for(at, process)
+            assert status(at, "/readyz") == 503
+            assert status(at, "/v1/models") == 401
+            process.send_signal(signal.SIGTERM)
+        assert (given.wait(30), told.wait(30)) == (0, 0)
     finally:
-        process.kill()
-    log = process.stderr.read()
-    assert '"event": "stopped"' in log
-    assert "s" * 32 not in log
+        given.kill()
+        told.kill()
+    for process in (given, told):
+        log = process.stderr.read()
+        assert '"event": "stopped"' in log
+        assert "s" * 32 not in log
 
 
 @pytest.mark.parametrize(("setting", "value", "named"), [
