@@ -65,7 +65,7 @@ def settings() -> str:
         return rows
 
     lines += ["", "## Every room", *table(core.RoomSettings, shared)]
-    lines += ["", "## Rooms that send traces: gateway and scheduler", *table(traced_cls, traced)]
+    lines += ["", "## Rooms that send traces: gateway, scheduler and token-refresher", *table(traced_cls, traced)]
     for room, cls_name in ROOMS.items():
         cls = getattr(importlib.import_module(f"signalbox.{room}.settings"), cls_name)
         own = [name for name in cls.model_fields if name not in {*shared, *traced}]

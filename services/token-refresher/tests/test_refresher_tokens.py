@@ -17,13 +17,17 @@ from prometheus_client import CollectorRegistry
 
 from signalbox.core import rpc
 from signalbox.core.clock import SystemClock
+from signalbox.core.tracing import Tracing
 from signalbox.token_refresher.adapters.file_store import FileStore
 from signalbox.token_refresher.app import Room
+from signalbox.token_refresher.domain.ports import Traces
 from signalbox.token_refresher.domain.renewal import Demand
 from signalbox.token_refresher.metrics import Metrics
 from signalbox.token_refresher.settings import TokenRefresherSettings
+from signalbox.token_refresher.spans import Spans
 from signalbox.v1 import token_refresher_pb2 as pb
 from signalbox.v1.token_refresher_pb2_grpc import TokenRefresherStub, add_TokenRefresherServicer_to_server
+from tests.support.collector import Collector, attributes
 from tests.support.sim import Simulator
 
 SECRET = "0123456789abcdef0123456789abcdef"
@@ -39,7 +43,7 @@ def key(number: int) -> str:
 class Running:
     """One token-refresher in this process, over a socket."""
 
-    def __init__(self, directory: Path, url: str, keys: str) -> None:
+    def __init__(self, directory: Path, url: str, keys: str, traces: Traces | None = None) -> None:
         self.url = url
         self.registry = CollectorRegistry()
         settings = TokenRefresherSettings(
@@ -47,7 +51,7 @@ class Running:
         )
         clock = SystemClock()
         self.store = FileStore(settings.store_dir, settings.keyring())
-        self.room = Room(settings, self.store, clock, Metrics(clock, self.registry))
+        self.room = Room(settings, self.store, clock, Metrics(clock, self.registry), traces)
         self._settings, self._address = settings, f"unix:{directory}/{os.urandom(4).hex()}.sock"
         self._server = rpc.Server(settings, self._address, ["signalbox.v1.TokenRefresher"])
         add_TokenRefresherServicer_to_server(self.room.service, self._server.grpc)
@@ -109,8 +113,10 @@ def sim(provider: Simulator) -> Simulator:
 
 
 @contextlib.asynccontextmanager
-async def refresher(directory: Path, sim: Simulator, keys: str = key(1)) -> AsyncIterator[Running]:
-    running = await Running(directory, sim.url, keys).start()
+async def refresher(
+    directory: Path, sim: Simulator, keys: str = key(1), traces: Traces | None = None,
+) -> AsyncIterator[Running]:
+    running = await Running(directory, sim.url, keys, traces).start()
     try:
         yield running
     finally:
@@ -140,6 +146,29 @@ async def test_a_seed_becomes_a_token_by_itself(tmp_path: Path, sim: Simulator) 
         assert one.metric("signalbox_refreshes_total", outcome="renewed") == 1
         assert 590 < (one.metric("signalbox_credential_expiry_seconds") or 0) <= 600
         assert one.metric("signalbox_credential_valid", reason="Valid") == 1
+
+
+async def test_each_renewal_is_a_trace_that_holds_no_token(tmp_path: Path, sim: Simulator) -> None:
+    collector = Collector()
+    tracing = Tracing("token-refresher", "one", f"{collector.url}/v1/traces")
+    async with refresher(tmp_path, sim, traces=Spans(tracing.tracer())) as one:
+        await one.put()
+        await one.becomes("Valid")
+        given = await one.get()
+        await one.put("a-token-that-nobody-gave", seed="2")
+        await one.becomes("NeedsAuthorization")
+        await tracing.close(5)
+    collector.stop()
+    renewed, refused = collector.named("renew")
+    assert collector.services == {"signalbox-token-refresher"}
+    assert attributes(renewed) == {"signalbox.account": ACCOUNT, "signalbox.outcome": "renewed"}
+    assert attributes(refused) == {
+        "signalbox.account": ACCOUNT, "signalbox.outcome": "needs_authorization", "error.type": "needs_authorization",
+    }
+    assert renewed.trace_id != refused.trace_id
+    assert renewed.start_time_unix_nano < renewed.end_time_unix_nano <= refused.start_time_unix_nano
+    for hidden in ("seed-web", "a-token-that-nobody-gave", given.headers[0].value.removeprefix("Bearer ")):
+        assert hidden.encode() not in collector.raw
 
 
 async def test_a_restart_asks_for_nothing_that_it_has(tmp_path: Path, sim: Simulator) -> None:

@@ -5,7 +5,9 @@ import asyncio
 from signalbox.core import logs, rpc
 from signalbox.core.clock import Clock, SystemClock
 from signalbox.core.errors import StartupError
+from signalbox.core.ids import instance_id
 from signalbox.core.telemetry import Readiness, TelemetryServer
+from signalbox.core.tracing import Tracing
 from signalbox.token_refresher.adapters.file_store import FileStore
 from signalbox.token_refresher.adapters.identity import IdentityFiles
 from signalbox.token_refresher.api.authorizations import Authorizations
@@ -13,7 +15,7 @@ from signalbox.token_refresher.api.keeper import Keeper
 from signalbox.token_refresher.api.renewals import Renewals
 from signalbox.token_refresher.api.service import TokenRefresherService
 from signalbox.token_refresher.domain.oauth import Answer, TokenRequest
-from signalbox.token_refresher.domain.ports import Endpoints, GrantStore, StoreUnavailable
+from signalbox.token_refresher.domain.ports import Endpoints, GrantStore, StoreUnavailable, Traces
 from signalbox.token_refresher.domain.schedule import Ahead
 from signalbox.token_refresher.metrics import Metrics
 from signalbox.token_refresher.settings import TokenRefresherSettings
@@ -24,12 +26,17 @@ log = logs.logger(__name__)
 
 SERVICE = token_refresher_pb2.DESCRIPTOR.services_by_name["TokenRefresher"].full_name
 NEED = "grants"
+ROOM = "token-refresher"
+_TRACES_S = 2.0
 
 
 class Room:
     """The token-refresher's parts, put together over one store."""
 
-    def __init__(self, settings: TokenRefresherSettings, store: GrantStore, clock: Clock, metrics: Metrics) -> None:
+    def __init__(
+        self, settings: TokenRefresherSettings, store: GrantStore, clock: Clock, metrics: Metrics,
+        traces: Traces | None = None,
+    ) -> None:
         self._store = store
         endpoint = _Endpoints(clock, settings.request_limit_s)
         ahead = Ahead(int(settings.refresh_ahead_s * 1000))
@@ -37,6 +44,7 @@ class Room:
         self.renewals = Renewals(
             store=store, endpoint=endpoint, identities=IdentityFiles(settings.identity_token_root), clock=clock,
             metrics=metrics, ahead=ahead, lease_patience_s=settings.lease_patience_s, learned=self.keeper.learned,
+            traces=traces,
         )
         authorizations = Authorizations(self.keeper, endpoint, settings.keyring(), clock)
         self.service = TokenRefresherService(self.keeper, authorizations, ahead, settings.probe_limit_s)
@@ -96,15 +104,24 @@ def _store(settings: TokenRefresherSettings) -> GrantStore:
     )
 
 
+def _traces(tracing: Tracing | None) -> Traces | None:
+    if tracing is None:
+        return None
+    from signalbox.token_refresher.spans import Spans  # noqa: PLC0415  # costs nothing where nobody wants traces
+
+    return Spans(tracing.tracer())
+
+
 async def main(settings: TokenRefresherSettings, stop: asyncio.Event) -> None:
     """Serve until `stop` is set. Raises StartupError."""
-    logs.configure("token-refresher", settings.log_level, settings.log_format)
+    logs.configure(ROOM, settings.log_level, settings.log_format)
     log.info("starting", **settings.masked())
     clock = SystemClock()
     readiness = Readiness(NEED)
     telemetry = TelemetryServer(settings.telemetry_address, readiness)
     await telemetry.start()
-    room = Room(settings, _store(settings), clock, Metrics(clock))
+    tracing = Tracing(ROOM, instance_id(), settings.traces_url) if settings.traces_url else None
+    room = Room(settings, _store(settings), clock, Metrics(clock), _traces(tracing))
     await room.start()
     server = rpc.Server(settings, settings.listen, [SERVICE])
     add_TokenRefresherServicer_to_server(room.service, server.grpc)
@@ -118,5 +135,7 @@ async def main(settings: TokenRefresherSettings, stop: asyncio.Event) -> None:
     room.service.stop()
     await server.stop(settings.stop_grace_s)
     await room.close(settings.stop_grace_s)
+    if tracing is not None:
+        await tracing.close(_TRACES_S)
     await telemetry.close()
     log.info("stopped")

@@ -9,11 +9,12 @@ from typing import Literal, Self
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from signalbox.core.settings import Address, RoomSettings
+from signalbox.core.settings import Address
+from signalbox.core.trace_settings import TracedSettings
 from signalbox.token_refresher.adapters.sealing import Keyring
 
 
-class TokenRefresherSettings(RoomSettings):
+class TokenRefresherSettings(TracedSettings):
     """Everything the token-refresher reads at start."""
 
     model_config = SettingsConfigDict(env_prefix="SIGNALBOX_TOKEN_REFRESHER_")

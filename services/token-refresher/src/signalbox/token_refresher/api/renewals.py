@@ -19,6 +19,7 @@ from signalbox.token_refresher.domain.ports import (
     LeaseBusy,
     Stored,
     StoreUnavailable,
+    Traces,
 )
 from signalbox.token_refresher.domain.renewal import (
     Demand,
@@ -51,7 +52,7 @@ class Renewals:
 
     def __init__(
         self, *, store: GrantStore, endpoint: Endpoints, identities: IdentityFiles, clock: Clock, metrics: Metrics,
-        ahead: Ahead, lease_patience_s: float, learned: Callable[[str, Found], None],
+        ahead: Ahead, lease_patience_s: float, learned: Callable[[str, Found], None], traces: Traces | None = None,
     ) -> None:
         """`learned` is told what the store holds of an account, whenever that is read or written here."""
         self._store = store
@@ -62,6 +63,7 @@ class Renewals:
         self._ahead = ahead
         self._lease_patience_s = lease_patience_s
         self._learned = learned
+        self._traces = traces
         self._running: dict[str, asyncio.Task[Renewal]] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._slots = asyncio.Semaphore(AT_ONCE)
@@ -121,7 +123,8 @@ class Renewals:
     def _begin(self, account_id: str, demand: Demand) -> asyncio.Task[Renewal]:
         task = asyncio.create_task(self._renew(account_id, demand))
         self._running[account_id] = task
-        task.add_done_callback(lambda _: self._ended(account_id, task))
+        began_s = self._clock.monotonic_s()
+        task.add_done_callback(lambda _: self._ended(account_id, task, began_s))
         return task
 
     async def _renew(self, account_id: str, demand: Demand) -> Renewal:
@@ -133,7 +136,7 @@ class Renewals:
         except StoreUnavailable as e:
             return Renewal(Outcome.STORE_AWAY, None, str(e))
 
-    def _ended(self, account_id: str, task: asyncio.Task[Renewal]) -> None:
+    def _ended(self, account_id: str, task: asyncio.Task[Renewal], began_s: float) -> None:
         """Take note of the outcome before anybody who waits does."""
         del self._running[account_id]
         if task.cancelled():
@@ -143,7 +146,7 @@ class Renewals:
             renewal = Renewal(Outcome.STORE_AWAY, None)
         else:
             renewal = task.result()
-            self._tell(account_id, renewal)
+            self._tell(account_id, renewal, self._clock.monotonic_s() - began_s)
         if renewal.stored is not None and renewal.outcome is not Outcome.STORE_AWAY:
             self._learned(account_id, renewal.stored)
             self.arm(account_id, renewal.stored)    # a timer that went off meanwhile found this one running
@@ -187,10 +190,12 @@ class Renewals:
                 await asyncio.sleep(seconds)
                 return None
 
-    def _tell(self, account_id: str, renewal: Renewal) -> None:
+    def _tell(self, account_id: str, renewal: Renewal, took_s: float) -> None:
         if renewal.outcome in _QUIET:
             return
         self._metrics.refreshes.labels(account_id, renewal.outcome.value).inc()
+        if self._traces is not None:
+            self._traces.renewed(account_id, renewal.outcome.value, took_s)
         if renewal.outcome is Outcome.RENEWED:
             assert renewal.stored is not None
             grant = renewal.stored.grant

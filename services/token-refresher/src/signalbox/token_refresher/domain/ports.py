@@ -94,3 +94,11 @@ class Endpoints(Protocol):
     async def ask(self, request: TokenRequest) -> Answer:
         """Return what came of it, within a limit. Never raises for what the endpoint or the network does."""
         ...
+
+
+class Traces(Protocol):
+    """Where traces go, if an operator wants them. Never raises, never blocks."""
+
+    def renewed(self, account_id: str, outcome: str, took_s: float) -> None:
+        """Add a renewal that has ended now, as the metric's label says."""
+        ...
