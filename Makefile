@@ -47,7 +47,7 @@ tools: setup ## build helm and kubeconform, which the chart's tests need, where 
 .PHONY: test-k8s
 test-k8s: setup tools ## the operator's tests against a Kubernetes control plane, built once if need be; no containers, no root
 	@$(BIN)/python scripts/k8s/assets.py >/dev/null || test $$? = 3
-	@exec scripts/tests.sh -rs -m "k8s and not scale" tests/k8s
+	@WORKERS=$${WORKERS:-2} exec scripts/tests.sh -rs -m "k8s and not scale" tests/k8s
 
 .PHONY: test-scale
 test-scale: setup ## the operator with a thousand accounts and ten thousand keys: seconds and megabytes

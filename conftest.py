@@ -14,13 +14,14 @@ settings.load_profile("signalbox")
 # Files that take more than half a minute, the longest first. Workers take one file after the other: a long one that is
 # begun last leaves the others idle. Nothing but time depends on this list.
 LONG_FILES = (
-    "test_faults_outages.py", "test_invariant_1_accounting.py", "test_invariant_1_stores.py", "test_bounds.py",
-    "test_cli_up.py", "test_chaos.py", "test_credentials.py", "test_faults_healing.py", "test_refresher_kills.py",
-    "test_faults_table.py", "test_invariant_5_secrets.py", "test_replicas.py", "test_operator_faults.py",
-    "test_operator_peers.py",
+    "test_invariant_1_accounting.py", "test_faults_outages.py", "test_cli_up.py", "test_chaos.py",
+    "test_refresher_kills.py", "test_faults_healing.py", "test_invariant_1_stores.py", "test_replicas.py",
+    "test_credentials.py", "test_usage_process.py", "test_bounds.py", "test_faults_table.py",
+    "test_contract_documents.py", "test_explain.py", "test_usage_ledger_model.py", "test_stopping.py", "test_chart.py",
+    "test_operator_faults.py", "test_operator_peers.py",
 )
 # Folders whose tests start processes, the slowest first.
-LONG_FOLDERS = ("e2e", "scheduler")
+LONG_FOLDERS = ("e2e", "scheduler", "deploy")
 
 # What is imported to be tested stays until the end. To look through it again and again costs a tenth of the CPU.
 gc.disable()

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# [WORKERS=2] tests.sh ARGUMENTS...: run pytest on so many workers. What fails runs once more, alone, when the rest is
+# [WORKERS=3] tests.sh ARGUMENTS...: run pytest on so many workers. What fails runs once more, alone, when the rest is
 # over: many tests are about deadlines, and a machine with other work can make any of them late. What passes then is told
 # as UNSTEADY and is to be mended, but fails nothing; what fails twice does, and so do more than three failures. Generated
 # examples are the same each time; others come where tests are run by hand.
@@ -9,7 +9,7 @@ cache=$(mktemp -d)
 trap 'rm -rf "$cache"' EXIT
 pytest() { .venv/bin/pytest -q -o cache_dir="$cache" --hypothesis-profile=steady "$@"; }
 
-pytest -n "${WORKERS:-2}" --dist loadfile --no-loadscope-reorder "$@"
+pytest -n "${WORKERS:-3}" --dist loadfile --no-loadscope-reorder "$@"
 status=$?
 [ "$status" = 1 ] || exit "$status"
 mapfile -t failed < <(.venv/bin/python -c 'import json, sys; print(*json.load(open(sys.argv[1])), sep="\n")' \
