@@ -288,6 +288,22 @@ def test_a_key_that_is_refused_all_day_fills_no_ledger() -> None:
     assert len(budget._left) < 50_000, "nor memory"
 
 
+async def test_a_journal_that_is_just_begun_is_nobody_elses(
+    delivery: JournalDelivery, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Gateways that start while another one looks for the journals of the dead, again and again."""
+    monkeypatch.setattr(journal_delivery, "ADOPT_EVERY_S", 0)
+    directory = delivery.journal.directory.parent
+
+    def begin() -> None:
+        for n in range(300):
+            journal = journal_module.FileJournal(directory, f"gw-new-{n}", lambda: None)
+            assert {path.name for path in journal.directory.iterdir()} == {"lock", "00000001.journal"}
+            journal.close()
+
+    await asyncio.to_thread(begin)
+
+
 async def test_a_stopped_gateway_leaves_nothing_behind(tmp_path: Path, ledger: Ledger) -> None:
     async with rpc.connect(SETTINGS, f"unix:{tmp_path}/u.sock") as channel:
         running = JournalDelivery(channel, tmp_path / "journal", "gw-2")

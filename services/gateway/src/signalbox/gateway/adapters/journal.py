@@ -4,6 +4,7 @@ One directory a process. A segment goes when everything in it is in the ledger. 
 memory they stay on disk only (`spilled`) and are read back once the ledger takes them again.
 """
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from signalbox.gateway.adapters.journal_file import (
     AttemptKey,
     DirectoryLock,
     Segment,
+    begin_directory,
     key_of,
     read_attempts,
 )
@@ -44,9 +46,7 @@ class FileJournal:
     def __init__(self, directory: Path, instance: str, ready: Callable[[], None]) -> None:
         self.directory = directory / instance
         try:
-            self.directory.mkdir(parents=True, mode=0o700)
-            self._lock = DirectoryLock(self.directory)
-            self._lock.take()
+            self._lock = begin_directory(self.directory)
             self._number = 0
             self._current = self._new_segment()
         except OSError as e:
@@ -151,7 +151,8 @@ class FileJournal:
             segment.remove()
         (self.directory / "lock").unlink(missing_ok=True)
         self._lock.release()
-        self.directory.rmdir()
+        with contextlib.suppress(OSError):    # who looks for journals of the dead has just opened it and clears it away
+            self.directory.rmdir()
 
     # ------------------------------------------------------------------ inside
 

@@ -4,9 +4,12 @@ A record of a whole attempt is the protobuf merge of its frames. What is written
 cut (no fsync). Who writes when, and who delivers, is journal.py's and journal_delivery.py's business.
 """
 
+import contextlib
+import errno
 import fcntl
 import os
 import struct
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +19,7 @@ from signalbox.v1.usage_pb2 import AttemptEvent
 _FRAME = struct.Struct("<II")  # length of the payload, its CRC-32
 SUFFIX = ".journal"
 MAX_FRAME_BYTES = 16 << 20
+BEGIN_LIMIT_S = 5.0
 
 AttemptKey = tuple[str, int]
 
@@ -106,16 +110,35 @@ class DirectoryLock:
     """Says which process a journal directory belongs to; free as soon as that process is gone."""
 
     def __init__(self, directory: Path) -> None:
-        self._fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._path = directory / "lock"
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def take(self) -> bool:
-        """Take the lock if nobody holds it."""
+        """Take the lock if nobody holds it and its directory was not cleared away meanwhile."""
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            return os.path.samestat(os.fstat(self._fd), os.stat(self._path))
+        except (BlockingIOError, FileNotFoundError):
             return False
-        return True
 
     def release(self) -> None:
         """Give the lock up."""
         os.close(self._fd)
+
+
+def begin_directory(directory: Path) -> DirectoryLock:
+    """Make a directory and take its lock. Raises OSError.
+
+    Until it is locked, another gateway may take it for a dead one's and clear it away; then it is made once more.
+    """
+    end_s = time.monotonic() + BEGIN_LIMIT_S
+    while True:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with contextlib.suppress(FileNotFoundError):
+            lock = DirectoryLock(directory)
+            if lock.take():
+                return lock
+            lock.release()
+        if time.monotonic() > end_s:
+            raise BlockingIOError(errno.EAGAIN, "is in use")
+        time.sleep(0.001)
