@@ -4,7 +4,7 @@
 # With docker, podman or buildah from the Dockerfile; where none of them works, or its base image (BASE_IMAGE) is not to be
 # had, the same file systems from Debian packages and requirements.lock, by root, with debootstrap (BUILDER=debian chooses
 # that way). What does not change is kept in CACHE (default ~/.cache/signalbox-images). TAG (default: the chart's
-# appVersion) and REGISTRY (localhost) lead the names. Exits 3 where this machine cannot, with a line that says why.
+# appVersion) and REGISTRY (localhost) lead the names.
 set -euo pipefail
 shopt -s inherit_errexit
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -19,7 +19,7 @@ APP=10001
 PATH=$PATH:/usr/sbin:/sbin
 
 log() { echo "images: $*" >&2; }
-fail() { log "$*"; exit 3; }
+fail() { log "$*"; exit 1; }
 needs() { # needs PACKAGE: install a Debian package
     apt-get install -y -qq "$1" >/dev/null 2>&1 || { apt-get update -qq && apt-get install -y -qq "$1" >/dev/null; } || fail "needs the Debian package $1"
 }

@@ -8,8 +8,7 @@ them already. Where this machine can have no node of its own the tests are repor
 SIGNALBOX_TEST_KEEP=1 leaves the release, and the node, as they are at the end, and goes on with what such a run left.
 
 --ci-began is how `make test` ends: the short selection (the marker `ci`) on a node of its own, as far as the machine can and
-time allows (clock.py) in a run that began then, in seconds since 1970. Only tests that fail, and images that cannot be built
-from our own code, make it fail.
+time allows (clock.py) in a run that began then, in seconds since 1970. Only tests that fail make it fail.
 """
 
 import argparse
@@ -44,7 +43,7 @@ def main() -> int:
                 print(f"test-cluster: left out: {' '.join(str(e).split())}. {ELSEWHERE}", flush=True)
                 return 0
             print(f"test-cluster: {e}", file=sys.stderr)
-            return pytest(rest, SIGNALBOX_TEST_WHY=str(e))
+            return pytest(rest, SIGNALBOX_TEST_WHY=" ".join(str(e).split()))
         finally:
             times.show()
 

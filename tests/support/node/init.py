@@ -27,6 +27,10 @@ def run(*command: str) -> None:
 
 def mounts(directory: Path) -> None:
     """What components write outside of `directory` by default lands in it, and /sys shows the node's own groups."""
+    # The machine's groups, wherever else it shows them (in a chroot's /sys): a kubelet takes the first that it finds.
+    shown = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    for place in reversed([m[1] for m in shown if m[2] in ("cgroup", "cgroup2") and not m[1].startswith("/sys/")]):
+        run("umount", "--lazy", place.encode().decode("unicode_escape"))
     run("umount", "--recursive", "/sys")
     run("mount", "-t", "sysfs", "sysfs", "/sys")
     groups = Path("/sys/fs/cgroup")
