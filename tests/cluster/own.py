@@ -5,6 +5,7 @@ whether it ends by itself, by a limit or by a signal.
 """
 
 import contextlib
+import ctypes
 import json
 import os
 import shlex
@@ -22,6 +23,7 @@ from tests.support.node.node import Cannot, Node, prepare
 
 ROOT = Path(__file__).resolve().parents[2]
 KEEP = bool(os.environ.get("SIGNALBOX_TEST_KEEP"))
+CLONE_NEWNET = 0x40000000
 SLOW_S = 120
 """Where a node takes longer than that to come up, tests would tell how busy the machine is, and nothing else."""
 
@@ -64,6 +66,8 @@ def own(times: Times, clock: Clock, directory: Path, images: Path, selection: li
                 _end_of(building)
             raise TooLate(f"everything is built; after {clock.elapsed_s / 60:.0f} minutes no time is left to test with it")
         with times.part("node up"), clock.limit(NODE, "a node"):
+            if not KEEP:
+                _leave_the_network()  # what is being built stays in it
             _up(node, clock)
         try:
             with times.part("images, begun with it"), clock.limit(TESTS, "images and tests"):
@@ -91,6 +95,13 @@ def _programs(group: str, clock: Clock) -> Path:
                 raise Cannot(f"no {group} programs can be had here: {said.partition(': ')[2]}")
         found = subprocess.run([*find, "--only-find"], capture_output=True, text=True, check=True)
     return Path(found.stdout.strip())
+
+
+def _leave_the_network() -> None:
+    """From now on this process and what it starts have a network of their own, in which the node's link ends."""
+    if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET):
+        raise Cannot(f"a network of its own is not allowed: {os.strerror(ctypes.get_errno())}")
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
 
 
 def _up(node: Node, clock: Clock) -> None:

@@ -64,6 +64,13 @@ def test_tools_that_were_built_are_found_and_else_only_asked_for(tmp_path: Path)
     assert run("tools", "--only-find", XDG_CACHE_HOME=str(tmp_path)).stdout.strip() == str(built)
 
 
+def test_what_cannot_be_built_in_time_is_not_begun(tmp_path: Path) -> None:
+    late = run("tools", XDG_CACHE_HOME=str(tmp_path), SIGNALBOX_BUILD_BY="1000")
+    assert late.returncode == 3
+    assert "helm, kubeconform would have to be built, and no time is left for it" in late.stderr
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [".lock"]
+
+
 @pytest.mark.slow
 def test_without_a_control_plane_its_tests_are_skipped_with_a_plain_sentence(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "-m", "k8s", "tests/k8s/test_crds.py"]

@@ -102,17 +102,16 @@ class Node:
         _run("ip", "link", "set", f"sbx{number}", "up")
 
     def _claim(self) -> int:
-        """Return a number whose networks nobody uses."""
+        """Return a number whose networks and groups nobody uses."""
         routes = json.loads(_run("ip", "-json", "-4", "route") or "[]")
         used = [ipaddress.ip_network(r["dst"], strict=False) for r in routes if r["dst"] != "default"]
         for number in range(MOST_NODES):
             mine = Networks(number)
             networks = [ipaddress.ip_network(n) for n in (mine.link, mine.pods, mine.services)]
-            if not Path(f"/sys/class/net/sbx{number}").exists() and not any(
-                n.overlaps(u) for n in networks for u in used if u.version == 4
-            ):
+            taken = (Path(f"/sys/class/net/sbx{number}"), *_groups(number))
+            if not any(t.exists() for t in taken) and not any(n.overlaps(u) for n in networks for u in used if u.version == 4):
                 return number
-        raise Cannot("all networks for nodes are taken: 10.97, 10.98 and 10.245 of this machine")
+        raise Cannot("all numbers for nodes are taken: networks in 10.97, 10.98 and 10.245, or control groups signalbox-node-*")
 
     def _furnish(self) -> None:
         """Load the images that every pod needs, and what a cluster is expected to have."""
