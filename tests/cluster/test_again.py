@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster import own
-from tests.cluster.clock import Clock, TooLate
+from tests.cluster.clock import Clock, TooLate, interruptible
 from tests.support.node.node import Node
 
 pytestmark = pytest.mark.slow
@@ -39,7 +39,8 @@ def run(tmp_path: Path, program: str) -> int:
     here.write_text(program)
     node = Node(tmp_path / "node", tmp_path)
     selection = [str(here), "-k", "selected"]
-    return own.Tests(node, tmp_path, tmp_path, selection).run(own.Times(), Clock(time.time()))
+    with interruptible():  # as in a run: who was started in the background would hand on that SIGINT is ignored
+        return own.Tests(node, tmp_path, tmp_path, selection).run(own.Times(), Clock(time.time()))
 
 
 @pytest.fixture
