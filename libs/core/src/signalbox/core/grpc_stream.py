@@ -46,7 +46,8 @@ class Endpoint:
     async def open(self, method: str, on_message: OnMessage) -> "Stream":
         """Begin a call of `method` (/package.Service/Method); each message of the answer goes to `on_message`.
 
-        A name with several addresses (a headless service) gives one of them at random. Raises OSError.
+        A name with several addresses (a headless service) gives one at random of those that are listened on.
+        Raises OSError.
         """
         if self._faster:
             try:
@@ -65,18 +66,24 @@ class Endpoint:
         host, _, port = where.rpartition(":")
         host = host.strip("[]")
         found = await loop.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
-        address = random.choice(found)[4]
-        stream = Stream(self._head(method, "https" if self._certificates else "http", where), on_message)
         tls: ssl.SSLContext | None = None
         if self._certificates is not None:
             try:
                 tls = self._certificates.context()
             except ssl.SSLError as e:  # the files are just being replaced
                 raise ConnectionError(f"certificates: {e}") from e
-        await loop.create_connection(
-            lambda: stream, str(address[0]), int(address[1]), ssl=tls, server_hostname=host if tls else None,
-        )
-        return stream
+        stream = Stream(self._head(method, "https" if tls else "http", where), on_message)
+        addresses = [str(address[0]) for *_, address in random.sample(found, len(found))]
+        while True:
+            try:
+                await loop.create_connection(
+                    lambda: stream, addresses.pop(), int(port), ssl=tls, server_hostname=host if tls else None,
+                )
+            except ConnectionRefusedError:  # nobody listens there, as where a replica has just ended
+                if not addresses:
+                    raise
+            else:
+                return stream
 
     def _head(self, method: str, scheme: str, authority: str) -> bytes:
         """Return the call's header block."""

@@ -11,6 +11,7 @@ import ssl
 from collections.abc import Callable
 from typing import cast
 
+from signalbox.core.names import address_of
 from signalbox.core.tunnels import Handshake, Proxy, TunnelRefused, proxy_of
 from signalbox.gateway.adapters.origins import Route, origin_of
 from signalbox.gateway.adapters.upstream import Connection
@@ -49,7 +50,7 @@ async def dial(
     proxy = proxy_of(route.proxy_url)
     if not proxy.resolves:
         async with asyncio.timeout_at(until_s):
-            host = await _address_of(host, origin.port)
+            host = await address_of(host, origin.port)
     try:
         async with asyncio.timeout_at(until_s):
             transport = await _tunnel(proxy, proxy.handshake(host, origin.port), tls)
@@ -72,11 +73,6 @@ async def dial(
 
 def _bound(transport: asyncio.Transport) -> None:
     transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVED_IN_KERNEL)
-
-
-async def _address_of(host: str, port: int) -> str:
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return str(found[0][4][0])
 
 
 async def _start_tls(

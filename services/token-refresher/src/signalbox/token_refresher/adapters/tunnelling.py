@@ -5,7 +5,6 @@ looked up here for a `socks5` proxy alone.
 """
 
 import asyncio
-import socket
 import ssl
 from collections.abc import Iterable
 from functools import lru_cache
@@ -14,6 +13,7 @@ from typing import Any
 import httpcore2
 import httpx2
 
+from signalbox.core.names import address_of
 from signalbox.core.tunnels import Proxy, TunnelRefused, proxy_of
 
 _READ_BYTES = 16 << 10
@@ -82,5 +82,4 @@ class _Tunnels(httpcore2.AnyIOBackend):
     async def _target(self, host: str, port: int) -> str:
         if self._proxy.resolves:
             return host
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        return str(found[0][4][0])
+        return await address_of(host, port)
