@@ -7,6 +7,8 @@ import datetime
 import os
 import platform
 import statistics
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from processes import ROLES
 from scenarios import SCENARIOS, Scenario
 
 MB = 1024 * 1024
+INTERPRETER = Path(__file__).parents[1] / "scripts" / "interpreter.py"
 
 # What the project promises. A ratio is CPU per request against the peer's in the same repetition.
 MOST_RATIO = {"closed": 0.5, "stream": 0.5, "slow200": 0.5}
@@ -174,8 +177,10 @@ def environment() -> str:
         if text.startswith("model name"):
             model = text.partition(":")[2].strip()
             break
+    built = subprocess.run([sys.executable, INTERPRETER], capture_output=True, text=True, check=True).stdout.strip()
     today = datetime.datetime.now(datetime.UTC).date()
-    return f"{today}, {os.cpu_count()} × {model}, Linux {platform.release()}, Python {platform.python_version()}"
+    python = f"Python {platform.python_version()} ({built})"
+    return f"{today}, {os.cpu_count()} × {model}, Linux {platform.release()}, {python}"
 
 
 def line(m: Measurement) -> str:

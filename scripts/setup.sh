@@ -4,7 +4,7 @@
 # servers that tests start beside Signalbox.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-PYTHON=${PYTHON:-python3}
+PYTHON=${PYTHON:-}
 PACKAGES=(proto libs/core libs/wire libs/resources libs/rooms libs/kube services/gateway services/scheduler
           services/token-refresher services/usage operator cli tests/simulator)
 
@@ -16,7 +16,20 @@ debian() { # debian PACKAGE...: install Debian packages when that is ours to do
     apt-get install -y -qq "$@" >/dev/null 2>&1 || { apt-get update -qq && apt-get install -y -qq "$@" >/dev/null; }
 }
 
+will_do() { "$1" -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+
+interpreter() { # python3, but the system's own where that one was built without optimisation and the system's will do
+    [ -z "$PYTHON" ] || return 0
+    PYTHON=python3
+    [ ! -x .venv/bin/python ] || return 0
+    if [ "$(python3 scripts/interpreter.py 2>/dev/null)" = plain ] && will_do /usr/bin/python3; then
+        PYTHON=/usr/bin/python3
+        echo "setup: using $PYTHON, which is built with optimisation; PYTHON=python3 takes the other"
+    fi
+}
+
 environment() {
+    interpreter
     command -v "$PYTHON" >/dev/null || debian python3 || fail "needs Python 3.11 or newer (Debian: python3)"
     "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail "needs Python 3.11 or newer, found $("$PYTHON" -V)"
     "$PYTHON" -c 'import ensurepip' 2>/dev/null || debian python3-venv || fail "needs the Debian package python3-venv"
