@@ -230,13 +230,18 @@ async def test_wrong_credentials_are_refused(proxied, provider, scheme):
 async def test_a_provider_behind_a_good_proxy_answers_for_itself(proxied, identity):
     """Who does not prove its name, and who says nothing, is at fault itself."""
     proxy = await proxied("http")
-    silent = await asyncio.start_server(lambda r, w: r.read(), "127.0.0.1", 0)
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    silent = await asyncio.start_server(listen, "127.0.0.1", 0)
     port = silent.sockets[0].getsockname()[1]
     with pytest.raises(Unreachable) as caught:
         await proxied.pool.connect(Route("default/a", f"https://127.0.0.1:{port}", proxy.url()), 1.0)
     assert (caught.value.proxy, caught.value.timed_out) == (False, True)
     silent.close()
-    stranger = await asyncio.start_server(lambda r, w: r.read(), "127.0.0.1", 0, ssl=identity[0])
+    stranger = await asyncio.start_server(listen, "127.0.0.1", 0, ssl=identity[0])
     port = stranger.sockets[0].getsockname()[1]
     with pytest.raises(Unreachable) as caught:
         await proxied.pool.connect(Route("default/a", f"https://127.0.0.1:{port}", proxy.url()), 20)

@@ -109,7 +109,11 @@ async def test_a_provider_that_cannot_prove_its_name_gets_nothing(serve, tmp_pat
 
 
 async def test_a_handshake_that_does_not_end_is_unreachable_in_time(pool):
-    server = await asyncio.start_server(lambda r, w: r.read(), "127.0.0.1", 0)
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(silent, "127.0.0.1", 0)
     began_s = asyncio.get_running_loop().time()
     with pytest.raises(Unreachable) as caught:
         await pool.connect(Route("a", f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"), 0.3)

@@ -16,13 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from signalbox.cli.commands.common import becomes_true
 from signalbox.cli.errors import CommandFailed
+from signalbox.cli.locate import locate
 from signalbox.cli.output import note
 from signalbox.cli.supervisor.instance import Instance, Options
 from signalbox.cli.supervisor.layout import PRIVATE_UMASK
 from signalbox.cli.supervisor.process import Spec, spawn
 from signalbox.core.keys import hash_key, new_key
 from signalbox.resources.documents import render, write_file
+from signalbox.v1 import usage_pb2
 
 SIMULATOR = "signalbox-simulator"
 _MODEL = "claude-sonnet-5-5"
@@ -74,6 +77,7 @@ class _Tour:
         streamed = await asyncio.to_thread(self._ask, "And what is a pool?", stream=True)
         print(f"  {streamed['status']}, attempts: {streamed['attempts']}, {streamed['events']} events")
         _say("Every attempt is in the ledger, with what it cost:")
+        await becomes_true(lambda: self._in_ledger(streamed["request_id"]))
         await self._command("requests", "--last", "5")
         _say("Why the first request went where it went:")
         await self._command("explain", answer["request_id"])
@@ -103,6 +107,11 @@ class _Tour:
                 }
         except OSError as e:
             raise CommandFailed(f"the demo's own request failed: {e}") from e
+
+    async def _in_ledger(self, request_id: str) -> bool:
+        query = usage_pb2.QueryRequest(explain=usage_pb2.ExplainQuery(request_id=request_id))
+        async with locate(self.data).rooms() as rooms:
+            return bool((await rooms.query(query)).rows)
 
     async def _command(self, *arguments: str) -> None:
         print(f"  $ signalbox {' '.join(arguments)}", flush=True)
