@@ -247,7 +247,7 @@ def test_usage_that_is_told_again_replaces_what_was_told_before(tmp_path: Path) 
     for output_tokens in (1, 7):
         other = common_pb2.IterationUsage(model="m", usage=common_pb2.TokenUsage(output_tokens=3))
         usage = common_pb2.TokenUsage(input_tokens=5, output_tokens=output_tokens, other_models=[other])
-        segment.append(event(1, owner="ada", usage=usage))
+        segment.append(event(1, owner="ada", usage=usage).SerializeToString())
     segment.close()
     [read] = read_attempts(segment.path)
     assert (read.owner, read.usage.output_tokens, len(read.usage.other_models)) == ("ada", 7, 1)
@@ -255,8 +255,8 @@ def test_usage_that_is_told_again_replaces_what_was_told_before(tmp_path: Path) 
 
 def test_reading_stops_at_a_torn_frame(tmp_path: Path) -> None:
     segment = Segment(tmp_path / "1.journal")
-    segment.append(event(1))
-    segment.append(event(2))
+    segment.append(event(1).SerializeToString())
+    segment.append(event(2).SerializeToString())
     segment.close()
     whole = segment.path.read_bytes()
     for cut in range(len(whole)):

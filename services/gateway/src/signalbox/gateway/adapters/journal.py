@@ -37,7 +37,7 @@ SEGMENT_BYTES = 8 << 20
 REUSE_BYTES = 1 << 20
 MAX_IN_MEMORY = 20_000
 
-Deliverable = tuple[AttemptEvent, tuple[Segment, ...]]
+Deliverable = tuple[bytes, tuple[Segment, ...]]    # a whole AttemptEvent, as it was written, and where it lies
 
 
 class FileJournal:
@@ -65,7 +65,7 @@ class FileJournal:
         """Write the intent. Raises JournalUnwritable."""
         segment = self._writable()
         try:
-            segment.append(event)
+            segment.append(event.SerializeToString())
         except OSError as e:
             WRITE_FAILURES.labels("intent").inc()
             raise JournalUnwritable(e.strerror or str(e)) from e
@@ -79,7 +79,7 @@ class FileJournal:
         try:
             segment = self._writable()
             # Whole where the intent lies in an older segment, so that each segment can be read by itself.
-            segment.append(partial if begun is segment else event)
+            segment.append((partial if begun is segment else event).SerializeToString())
         except (OSError, JournalUnwritable):
             WRITE_FAILURES.labels("usage").inc()
 
@@ -87,14 +87,15 @@ class FileJournal:
         """Write the whole record and queue it for delivery."""
         begun = self._begun.pop(key_of(event))
         written = begun
+        record = event.SerializeToString()
         try:
             segment = self._writable()
-            segment.append(event)
+            segment.append(record)
             written = segment
         except (OSError, JournalUnwritable):
             WRITE_FAILURES.labels("outcome").inc()
         begun.open -= 1
-        self._enqueue(event, (begun,) if written is begun else (begun, written))
+        self._enqueue(record, (begun,) if written is begun else (begun, written))
 
     def deny(self, event: AttemptEvent) -> None:
         """Write and queue a refusal, as long as there are not too many."""
@@ -102,11 +103,12 @@ class FileJournal:
             DENIALS_SKIPPED.inc()
             return
         segment = self._writable()
+        record = event.SerializeToString()
         try:
-            segment.append(event)
+            segment.append(record)
         except OSError:
             WRITE_FAILURES.labels("denial").inc()
-        self._enqueue(event, (segment,))
+        self._enqueue(record, (segment,))
 
     # ------------------------------------------------------------------ for the delivery
 
@@ -172,14 +174,14 @@ class FileJournal:
         self._release(old)
         return fresh
 
-    def _enqueue(self, event: AttemptEvent, segments: tuple[Segment, ...]) -> None:
+    def _enqueue(self, record: bytes, segments: tuple[Segment, ...]) -> None:
         if len(self._queue) >= MAX_IN_MEMORY:
             segments[-1].spilled = True
             self._release(segments[0])
             return
         for segment in segments:
             segment.undelivered += 1
-        self._queue.append((event, segments))
+        self._queue.append((record, segments))
         self._waiting += 1
         self._ready()
 
@@ -195,7 +197,7 @@ class FileJournal:
         for event in read_attempts(segment.path):
             if event.outcome != OUTCOME_UNSPECIFIED:
                 segment.undelivered += 1
-                self._queue.append((event, (segment,)))
+                self._queue.append((event.SerializeToString(), (segment,)))
                 self._waiting += 1
         self._release(segment)
 

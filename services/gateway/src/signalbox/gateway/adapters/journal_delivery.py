@@ -7,19 +7,16 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Final
 
 import grpc
 import grpc.aio
 
 from signalbox.core import logs
+from signalbox.core.embedding import embedded
 from signalbox.gateway.adapters.journal import Deliverable, FileJournal, adopt
 from signalbox.gateway.adapters.journal_file import SUFFIX, DirectoryLock, read_attempts
-from signalbox.v1.usage_pb2 import AttemptEvent, IngestAck, IngestBatch
-from signalbox.v1.usage_pb2_grpc import UsageStub
-
-if TYPE_CHECKING:
-    from signalbox.v1.usage_pb2_grpc import UsageAsyncStub
+from signalbox.v1.usage_pb2 import DESCRIPTOR, IngestAck, IngestBatch
 
 log = logs.logger(__name__)
 
@@ -30,19 +27,26 @@ RETRY_FIRST_S = 0.1
 RETRY_MOST_S = 2.0
 ADOPT_EVERY_S = 2.0
 
+_METHOD: Final = f"/{DESCRIPTOR.services_by_name['Usage'].full_name}/Ingest"
+
 
 class _IngestStream:
     """One open Ingest call; one batch in flight at a time."""
 
-    def __init__(self, stub: "UsageAsyncStub") -> None:
-        self._call = stub.Ingest()
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        # Not by the stub, which takes batches that are built: records are on hand as they were written.
+        ingest: grpc.aio.StreamStreamMultiCallable[bytes, IngestAck] = channel.stream_stream(
+            _METHOD, response_deserializer=IngestAck.FromString,
+        )
+        self._call = ingest()
         self._acks: AsyncIterator[IngestAck] = aiter(self._call)
         self._batch = 0
 
-    async def send(self, source: str, events: list[AttemptEvent]) -> None:
+    async def send(self, source: str, events: list[bytes]) -> None:
         """Return once the ledger has committed these events. Raises grpc.aio.AioRpcError, TimeoutError, EOFError."""
         self._batch += 1
-        await self._call.write(IngestBatch(source=source, batch=self._batch, events=events))
+        head = IngestBatch(source=source, batch=self._batch).SerializeToString()
+        await self._call.write(head + embedded(IngestBatch.EVENTS_FIELD_NUMBER, events))
         async with asyncio.timeout(ACK_LIMIT_S):
             async for ack in self._acks:
                 if ack.batch >= self._batch:
@@ -57,7 +61,7 @@ class JournalDelivery:
     """Runs until closed; `journal` is bound after construction because it wants `wake`."""
 
     def __init__(self, channel: grpc.aio.Channel, directory: Path, instance: str) -> None:
-        self._stub: UsageAsyncStub = UsageStub(channel)
+        self._channel = channel
         self._directory = directory
         self._source = instance
         self._wanted = asyncio.Event()
@@ -138,13 +142,13 @@ class JournalDelivery:
                         break    # what has come meanwhile waits for more: a commit costs as much as many rows
 
     async def _send_records(self, records: list[Deliverable]) -> bool:
-        if not await self._send([event for event, _ in records]):
+        if not await self._send([record for record, _ in records]):
             return False
         self.journal.delivered(records)
         return True
 
-    async def _send(self, events: list[AttemptEvent]) -> bool:
-        stream = self._stream or _IngestStream(self._stub)
+    async def _send(self, events: list[bytes]) -> bool:
+        stream = self._stream or _IngestStream(self._channel)
         self._stream = None
         try:
             await stream.send(self._source, events)
@@ -175,7 +179,7 @@ class JournalDelivery:
     async def _deliver_adopted(self, lock: DirectoryLock, directory: Path) -> None:
         try:
             for path in sorted(directory.glob(f"*{SUFFIX}")):
-                attempts = await asyncio.to_thread(read_attempts, path)
+                attempts = [event.SerializeToString() for event in await asyncio.to_thread(read_attempts, path)]
                 for start in range(0, len(attempts), MAX_BATCH):
                     await self._send_until_taken(attempts[start : start + MAX_BATCH])
                 path.unlink(missing_ok=True)
@@ -184,7 +188,7 @@ class JournalDelivery:
         finally:
             lock.release()
 
-    async def _send_until_taken(self, events: list[AttemptEvent]) -> None:
+    async def _send_until_taken(self, events: list[bytes]) -> None:
         pause_s = RETRY_FIRST_S
         while True:
             async with self._busy:

@@ -46,9 +46,8 @@ class Segment:
         self.undelivered = 0
         self.spilled = False
 
-    def append(self, event: AttemptEvent) -> None:
-        """Write a frame whole or not at all. Raises OSError; what a failed write left behind is cut off."""
-        payload = event.SerializeToString()
+    def append(self, payload: bytes) -> None:
+        """Write a frame, an AttemptEvent, whole or not at all. Raises OSError; what a failed write left is cut off."""
         frame = _FRAME.pack(len(payload), zlib.crc32(payload)) + payload
         written = 0
         try:

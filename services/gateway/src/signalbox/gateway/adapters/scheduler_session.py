@@ -14,6 +14,7 @@ from typing import Any, Final, Generic, TypeVar
 from google.protobuf.message import DecodeError
 
 from signalbox.core import logs
+from signalbox.core.embedding import embedded
 from signalbox.core.grpc_stream import Endpoint, Stream
 from signalbox.gateway.domain.ports import OpenLease, SchedulerUnavailable
 from signalbox.gateway.domain.records import unsent
@@ -64,10 +65,15 @@ class _Batch:
     cancels: list[pb.Cancel] = field(default_factory=list)
 
     def serialized(self) -> bytes:
-        return pb.GatewayBatch(
-            inspects=self.inspects, admits=self.admits, retries=self.retries, settles=self.settles,
-            heartbeats=self.heartbeats, journal_delivered=self.journal_delivered, cancels=self.cancels,
-        ).SerializeToString()
+        seldom = pb.GatewayBatch(
+            inspects=self.inspects, retries=self.retries, heartbeats=self.heartbeats,
+            journal_delivered=self.journal_delivered, cancels=self.cancels,
+        )
+        return (
+            embedded(pb.GatewayBatch.ADMITS_FIELD_NUMBER, [admit.SerializeToString() for admit in self.admits])
+            + embedded(pb.GatewayBatch.SETTLES_FIELD_NUMBER, [settle.SerializeToString() for settle in self.settles])
+            + seldom.SerializeToString()
+        )
 
 
 class SchedulerSession:
