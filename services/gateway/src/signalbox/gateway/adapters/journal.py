@@ -15,11 +15,9 @@ from signalbox.core import logs
 from signalbox.core.errors import StartupError
 from signalbox.gateway.adapters.journal_file import (
     SUFFIX,
-    AttemptKey,
     DirectoryLock,
     Segment,
     begin_directory,
-    key_of,
     read_attempts,
 )
 from signalbox.gateway.domain.denial_budget import DenialBudget
@@ -52,7 +50,7 @@ class FileJournal:
         except OSError as e:
             raise StartupError(f"journal directory {directory}", e.strerror or str(e)) from e
         self._ready = ready
-        self._begun: dict[AttemptKey, Segment] = {}
+        self._begun: dict[int, tuple[AttemptEvent, Segment]] = {}    # by the event's identity: messages have no hash
         self._full: set[Segment] = set()
         self._queue: list[Deliverable] = []
         self._waiting = 0
@@ -70,12 +68,12 @@ class FileJournal:
             WRITE_FAILURES.labels("intent").inc()
             raise JournalUnwritable(e.strerror or str(e)) from e
         segment.open += 1
-        self._begun[key_of(event)] = segment
+        self._begun[id(event)] = event, segment
 
     def note(self, event: AttemptEvent, partial: AttemptEvent) -> None:
         """Write what `partial` adds to a begun attempt: before a byte goes to the provider or on to the caller."""
         event.MergeFrom(partial)
-        begun = self._begun[key_of(event)]
+        _, begun = self._begun[id(event)]
         try:
             segment = self._writable()
             # Whole where the intent lies in an older segment, so that each segment can be read by itself.
@@ -85,7 +83,7 @@ class FileJournal:
 
     def end(self, event: AttemptEvent) -> None:
         """Write the whole record and queue it for delivery."""
-        begun = self._begun.pop(key_of(event))
+        _, begun = self._begun.pop(id(event))
         written = begun
         record = event.SerializeToString()
         try:

@@ -21,13 +21,6 @@ SUFFIX = ".journal"
 MAX_FRAME_BYTES = 16 << 20
 BEGIN_LIMIT_S = 5.0
 
-AttemptKey = tuple[str, int]
-
-
-def key_of(event: AttemptEvent) -> AttemptKey:
-    """Return what identifies an attempt: request id and attempt number."""
-    return event.request_id, event.attempt
-
 
 class Segment:
     """One append-only file, and how many attempts still need it.
@@ -95,9 +88,9 @@ def read_frames(path: Path) -> Iterator[AttemptEvent]:
 
 def read_attempts(path: Path) -> list[AttemptEvent]:
     """Return the attempts and denials of a segment, each merged from its frames."""
-    merged: dict[AttemptKey, AttemptEvent] = {}
+    merged: dict[tuple[str, int], AttemptEvent] = {}
     for frame in read_frames(path):
-        known = merged.setdefault(key_of(frame), frame)
+        known = merged.setdefault((frame.request_id, frame.attempt), frame)
         if known is not frame:
             if frame.HasField("usage"):
                 known.ClearField("usage")    # told anew each time: its lists must not add up

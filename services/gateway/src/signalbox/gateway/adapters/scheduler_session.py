@@ -137,9 +137,10 @@ class SchedulerSession:
 
     def settle(self, request: pb.SettleRequest) -> None:
         """Hand in the end of a lease; kept until acknowledged."""
-        self._leases.pop(request.lease_id, None)
-        self._settles[request.lease_id] = request
-        self._send_settle(request)
+        lease_id = request.lease_id
+        self._leases.pop(lease_id, None)
+        self._settles[lease_id] = request
+        self._send_settle(lease_id, request)
 
     def track(self, lease: OpenLease) -> None:
         """Renew the lease until it is settled or retried."""
@@ -157,16 +158,16 @@ class SchedulerSession:
     def _ask(
         self, pending: dict[int, _Asked[Request, Response]], batch: list[Request], request: Request,
     ) -> Awaitable[Response]:
-        request.seq = self._next_seq()
+        request.seq = seq = self._next_seq()
         answer: asyncio.Future[Response] = self._loop.create_future()
-        pending[request.seq] = _Asked(request, answer, self._give_up_s(), may_be_taken=self.connected)
+        pending[seq] = _Asked(request, answer, self._give_up_s(), may_be_taken=self.connected)
         batch.append(request)
         self._want()
         return answer
 
-    def _send_settle(self, request: pb.SettleRequest) -> None:
-        request.seq = self._next_seq()
-        self._settling[request.seq] = request.lease_id
+    def _send_settle(self, lease_id: str, request: pb.SettleRequest) -> None:
+        request.seq = seq = self._next_seq()
+        self._settling[seq] = lease_id
         self._batch.settles.append(request)
         if not self._lingering:
             self._lingering = True
@@ -239,8 +240,8 @@ class SchedulerSession:
             asked.may_be_taken = True
         if self._inspects or asked_again:
             self._want()
-        for settle in self._settles.values():
-            self._send_settle(settle)
+        for lease_id, settle in self._settles.items():
+            self._send_settle(lease_id, settle)
         self._send_heartbeats()
 
     def _want(self) -> None:

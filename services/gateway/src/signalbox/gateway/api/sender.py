@@ -98,7 +98,11 @@ class Sender:
             )
             self._scheduler.track(lease)
             driver.start(connection, *_message(exchange, order, grant, credential))
-            await self._run(driver)
+            self._let_time_pass(driver)
+            try:
+                await driver.done
+            finally:
+                self._running.discard(driver)
             assert attempt.ending is not None
             return attempt.ending
         assert attempt.ending is not None
@@ -159,17 +163,13 @@ class Sender:
             exchange.on_gone = None
         return None
 
-    async def _run(self, driver: Driver) -> None:
-        """Let time pass for a driver until its attempt has ended."""
+    def _let_time_pass(self, driver: Driver) -> None:
+        """Let it know the time until its attempt has ended."""
         self._running.add(driver)
         if self._ticker is None:
             self._tick_later()
         if self._stopping:
             driver.stop()
-        try:
-            await driver.done
-        finally:
-            self._running.discard(driver)
 
     def _tick_later(self) -> None:
         self._tick_due_s = self._loop.time() + TICK_S

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from signalbox.gateway.domain.events import Ending, Trouble
-from signalbox.v1.scheduler_pb2 import AccountEffect
+from signalbox.v1.scheduler_pb2 import AccountEffect, Grant
 from signalbox.wire.errors import ErrorClass, Verdict
 
 
@@ -26,7 +26,7 @@ class Meaning:
     """`accounts_own`: the error is about the account and not shown to callers; `limited`: shown as pool_limited."""
 
     direction: Direction
-    effect: AccountEffect
+    effect: AccountEffect | None
     accounts_own: bool = False
     limited: bool = False
 
@@ -44,7 +44,7 @@ def _bench(reason: str) -> AccountEffect:
     return AccountEffect(kind=AccountEffect.BENCH, reason=reason)
 
 
-NO_EFFECT = AccountEffect()
+NO_EFFECT = None
 FINE = Meaning(Direction.NOWHERE, NO_EFFECT)
 
 _BY_TROUBLE = {
@@ -71,13 +71,15 @@ _BY_CLASS = {
 }
 
 
-def meaning_of(ending: Ending, sent_model: str, now_ms: int) -> Meaning:
-    """Return what `ending` means. `now_ms` is the wall clock, Unix milliseconds."""
+def meaning_of(ending: Ending, grant: Grant) -> Meaning:
+    """Return what the `ending` of an attempt under `grant` means."""
     if ending.trouble is Trouble.CREDENTIAL:
         effect = _cool_alone(ending.reason) if ending.transient else _bench(ending.reason)
         return Meaning(Direction.ELSEWHERE, effect, accounts_own=True)
     if ending.verdict is not None:
-        return _meaning_of_verdict(ending.verdict, sent_model, now_ms)
+        # In the time of the clock that ends rests, Redis's: this machine's own may be wrong by hours.
+        now_ms = grant.admitted_at_ms + int(ending.took_s * 1000)
+        return _meaning_of_verdict(ending.verdict, grant.send_model, now_ms)
     if ending.trouble is not None:
         return _BY_TROUBLE[ending.trouble]
     broke_off = ending.committed and ending.reason and ending.reason not in _OWN_ENDS

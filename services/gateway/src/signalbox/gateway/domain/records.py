@@ -8,20 +8,22 @@ from signalbox.gateway.domain.order import Order
 from signalbox.gateway.domain.ports import CredentialUnusable
 from signalbox.gateway.domain.refusal import Refusal, from_answer
 from signalbox.v1.common_pb2 import OUTCOME_DENIED, OUTCOME_OK, OUTCOME_UPSTREAM_ERROR, TokenUsage, Window
-from signalbox.v1.scheduler_pb2 import AccountEffect, AdmitResponse, Grant, SettleRequest
+from signalbox.v1.scheduler_pb2 import AccountEffect, AdmitResponse, Grant, SettleRequest, Timeouts
 from signalbox.v1.usage_pb2 import AttemptEvent
 from signalbox.wire.errors import OWN_ERRORS
 
 
 def limits_of(grant: Grant, client_stall_s: float) -> Limits:
     """Return the pool's time limits in seconds."""
-    t = grant.timeouts
-    return _limits((t.connect, t.headers, t.headers_unstreamed, t.first_content, t.idle, t.total), client_stall_s)
+    return _limits(grant.timeouts.SerializeToString(), client_stall_s)
 
 
 @lru_cache(maxsize=256)
-def _limits(timeouts_ms: tuple[int, ...], client_stall_s: float) -> Limits:
-    connect_s, headers_s, unstreamed_s, first_content_s, idle_s, total_s = (ms / 1000 for ms in timeouts_ms)
+def _limits(timeouts: bytes, client_stall_s: float) -> Limits:
+    t = Timeouts.FromString(timeouts)
+    connect_s, headers_s, unstreamed_s, first_content_s, idle_s, total_s = (
+        ms / 1000 for ms in (t.connect, t.headers, t.headers_unstreamed, t.first_content, t.idle, t.total)
+    )
     return Limits(connect_s, headers_s, unstreamed_s, first_content_s, idle_s, total_s, client_stall_s)
 
 
@@ -64,7 +66,7 @@ def complete(event: AttemptEvent, ending: Ending) -> None:
 
 
 def settlement(
-    grant: Grant, ending: Ending, effect: AccountEffect, windows: Sequence[Window] = (),
+    grant: Grant, ending: Ending, effect: AccountEffect | None, windows: Sequence[Window] = (),
 ) -> SettleRequest:
     """Return how a lease ended; `windows` are what its answer told about the account's limits."""
     return SettleRequest(

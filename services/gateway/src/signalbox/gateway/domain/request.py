@@ -42,7 +42,7 @@ class Course:
         self._tried_in_place: set[str] = set()
         self._refreshed: set[str] = set()
         self._meaning = FINE
-        self.effect = NO_EFFECT
+        self.effect: AccountEffect | None = NO_EFFECT
         self.needs_new_connection = False
         self.credential_version = ""     # that the last attempt was made with
 
@@ -52,14 +52,12 @@ class Course:
 
     def after(self, ending: Ending, grant: Grant) -> Next:
         """Decide what follows the attempt that `grant` allowed."""
-        # In the time of the clock that ends rests, Redis's: this machine's own may be wrong by hours.
-        now_ms = grant.admitted_at_ms + int(ending.took_s * 1000)
-        self._meaning = meaning = meaning_of(ending, grant.send_model, now_ms)
+        self._meaning = meaning = meaning_of(ending, grant)
         self.effect = meaning.effect
         self.needs_new_connection = False
-        account = grant.account_id
         if ending.committed or meaning.direction is Direction.NOWHERE:
             return _ENOUGH
+        account = grant.account_id
         if meaning.direction is Direction.REFRESH and account not in self._refreshed:
             self._refreshed.add(account)
             self.effect = NO_EFFECT
