@@ -148,16 +148,17 @@ class StreamReader:
     # ------------------------------------------------------------------ frames
 
     def _read(self, data: bytes) -> None:
-        marks = _Marks(data) if b"\r" not in data else None
+        plain = b"\r" not in data
+        marks = _Marks(data)
         start = 0
         while start < len(data):
-            if self.content_seen and marks is not None:
+            if self.content_seen and plain:
                 start = self._measure_run(data, start, marks.after(start))
-            blank = _BLANK_LINE_AT_REST.search(data, start)
-            if blank is None:
+            end, following = _blank_line(data, start, plain)
+            if end < 0:
                 return
-            self._read_frame(data[start : blank.start()])
-            start = blank.end()
+            self._read_frame(data[start:end])
+            start = following
 
     def _measure_run(self, data: bytes, start: int, limit: int) -> int:
         """Measure the content frames from `start` that end before `limit` at once; return where they end."""
@@ -268,6 +269,15 @@ class _Marks:
                 found = self._data.find(word, start)
                 self._next[i] = found if found >= 0 else len(self._data)
         return min(self._next)
+
+
+def _blank_line(data: bytes, start: int, plain: bool) -> tuple[int, int]:
+    """Return where the next blank line begins and ends, -1 twice if there is none; `plain` data has no CR."""
+    if plain:
+        end = data.find(b"\n\n", start)
+        return (end, end + 2) if end >= 0 else (-1, -1)
+    blank = _BLANK_LINE_AT_REST.search(data, start)
+    return blank.span() if blank is not None else (-1, -1)
 
 
 def _last_boundary(data: bytes) -> int:

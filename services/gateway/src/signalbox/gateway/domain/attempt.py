@@ -73,6 +73,7 @@ class Attempt:
         self._held_bytes = 0
         self._reader: StreamReader | None = None
         self.first_content_s: float | None = None
+        self._certain: Ending | None = None
         self.ending: Ending | None = None
 
     # ---------------------------------------------------------------- what bytes tell
@@ -334,12 +335,14 @@ class Attempt:
         """Return how a stream that still runs will end whatever comes: message_stop is there. None before that."""
         if self._phase is not _STREAMING or self._reader is None or not self._reader.stopped:
             return None
-        return self._ending(OUTCOME_OK, "", committed=True)
+        if self._certain is None:
+            self._certain = self._ending(OUTCOME_OK, "", committed=True)
+        return self._certain
 
     def _end(self, finish: Finish, outcome: Outcome, reason: str, committed: bool) -> Step:
         self._phase = _ENDED
         self._release()
-        self.ending = self._ending(outcome, reason, committed)
+        self.ending = self._certain or self._ending(outcome, reason, committed)
         return Step(finish=finish)
 
     def _ending(self, outcome: Outcome, reason: str, committed: bool) -> Ending:
