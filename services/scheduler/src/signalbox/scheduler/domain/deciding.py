@@ -23,6 +23,7 @@ from signalbox.scheduler.domain.operations import (
     Settle,
     Take,
     lease_id,
+    read_reports,
     read_token,
 )
 from signalbox.scheduler.domain.patience import Patience, Wait
@@ -281,7 +282,7 @@ class Deciding:
         response.grant.repinned, response.grant.waited_ms = pin == b"moved", self._patience.total_ms(self._now_ms)
         self._pin, self._pin_reason = pin.decode(), pin_reason.decode() or self._pin_reason
         why = why_chosen(self._ranking, self._offered, account.id, pin, self._again_with)
-        self._finish(response, reports, self._decision(pool.strategy, account.id, why))
+        self._finish(response, read_reports(reports), self._decision(pool.strategy, account.id, why))
 
     def _granted_before(self, token: bytes) -> None:
         """Answer a repeated call with the lease that the first one created."""
@@ -295,14 +296,14 @@ class Deciding:
             self.request, account, pool, seq=self.seq, token=token, attempt=head.attempt, send_model=head.model,
             key_id=head.key_id, owner=head.owner, admitted_ms=head.admitted_ms,
         )
-        self._finish(response, [], self._decision(pool.strategy, account.id, REPEATED))
+        self._finish(response, (), self._decision(pool.strategy, account.id, REPEATED))
 
     def _denied(self, kind: bytes, answer: list[Any]) -> None:
         key = self._key
         if kind in (b"closed", b"lost", b"error", b"forgone") or key is None:
             self._deny(denials.unavailable())
             return
-        self._deny(refusing.told_by_redis(answer, key, self._limits, self._now_ms), answer[5])
+        self._deny(refusing.told_by_redis(answer, key, self._limits, self._now_ms), read_reports(answer[5]))
 
     def _none_had_room(self, passed: list[Any]) -> None:
         key = self._key
@@ -400,13 +401,13 @@ class Deciding:
         self.wait = None
         self._deny(denials.unavailable())
 
-    def _deny(self, denial: Denial, reports: Sequence[Any] = ()) -> None:
+    def _deny(self, denial: Denial, reports: Sequence[Sequence[int]] = ()) -> None:
         indexes = self._reach.indexes
         strategy = indexes[0].pool.strategy if indexes else ""
         response = AdmitResponse(seq=self.seq, denial=denial)
         self._finish(response, reports, self._decision(strategy, "", denial.error_code))
 
-    def _finish(self, response: AdmitResponse, reports: Sequence[Any], decided: bytes) -> None:
+    def _finish(self, response: AdmitResponse, reports: Sequence[Sequence[int]], decided: bytes) -> None:
         if self.request.wants_limit_lines and response.HasField("grant"):
             response.limit_lines = lines_of_limits(self._limits, reports)
         else:

@@ -232,6 +232,16 @@ def measures_amounts(head: Head) -> bool:
     return any(c[4] >= 0 or c[5] >= 0 for c in head.charges)
 
 
+_decode_numbers = msgspec.msgpack.Decoder(list[int]).decode
+_REPORT: Final = 7
+
+
+def read_reports(packed: bytes) -> list[list[int]]:
+    """Return a report for each limit: used and reserved for each dimension, then when the period ends (0: never)."""
+    numbers = _decode_numbers(packed) if packed else []
+    return [numbers[i : i + _REPORT] for i in range(0, len(numbers), _REPORT)]
+
+
 def read_token(token: bytes) -> tuple[Head, bytes]:
     """Return a lease token's head and the serialised AdmitRequest. Raises ValueError for what is no token."""
     length = int.from_bytes(token[:2], "big")

@@ -19,40 +19,38 @@ local SUMS = {'u1', 'u2', 'u3', 'r1', 'r2', 'r3'}
 local USED, RESERVED = 0, 3 -- before the dimension, the place of a sum among SUMS
 
 local COUNTERS = '' -- what the keys begin with; see use_epoch
-local opened, unwritten -- of the running call: counters by name; what was added, by name and slot
+local opened, unwritten -- of the running call, by name: counters; those of them that Redis does not hold as they are
 
 local function forget_counters()
   opened, unwritten = {}, {}
 end
 
-local function write_counter(name)
-  local added = unwritten[name]
-  if not added then
+local function write_counter(c)
+  if not unwritten[c.name] then
     return
   end
-  unwritten[name] = nil
-  local key, sums = COUNTERS .. name, {0, 0, 0, 0, 0, 0}
-  for slot, amounts in pairs(added.slots) do
+  unwritten[c.name] = nil
+  local changed, sums = c.changed, {}
+  for i = 1, #SUMS do
+    if changed[i] then
+      sums[#sums + 1] = SUMS[i]
+      sums[#sums + 1] = c.sums[i]
+    end
+  end
+  redis.call('HSET', c.key, unpack(sums))
+  for slot, amounts in pairs(c.buckets) do
     for i = 1, #SUMS do
-      local amount = amounts[i]
-      if amount ~= 0 then
-        sums[i] = sums[i] + amount
-        if added.width then
-          redis.call('HINCRBY', key, SUMS[i] .. ':' .. slot, amount)
-        end
+      if amounts[i] ~= 0 then
+        redis.call('HINCRBY', c.key, SUMS[i] .. ':' .. slot, amounts[i])
       end
     end
   end
-  for i = 1, #SUMS do
-    if sums[i] ~= 0 then
-      redis.call('HINCRBY', key, SUMS[i], sums[i])
-    end
-  end
+  c.changed, c.buckets = {}, {}
 end
 
 local function write_counters()
-  for name in pairs(unwritten) do
-    write_counter(name)
+  for _, c in pairs(unwritten) do
+    write_counter(c)
   end
 end
 
@@ -83,7 +81,7 @@ local function calendar(per, now)
   return 0, 0
 end
 
--- Removes the buckets that left the window from the sums; returns whether there were any.
+-- Removes the buckets that left the window from the sums.
 local function slide(c)
   local last_gone = c.slot - BUCKETS - 1
   local fields = redis.call('HGETALL', c.key)
@@ -93,8 +91,8 @@ local function slide(c)
     if bucket then
       bucket = tonumber(bucket)
       if bucket <= last_gone then
-        dim = tonumber(dim)
-        c[kind][dim] = c[kind][dim] - tonumber(fields[i + 1])
+        local place = (kind == 'u' and USED or RESERVED) + tonumber(dim)
+        c.sums[place] = c.sums[place] - tonumber(fields[i + 1])
         gone[#gone + 1] = fields[i]
       elseif not oldest or bucket < oldest then
         oldest = bucket
@@ -105,16 +103,13 @@ local function slide(c)
     redis.call('HDEL', c.key, unpack(gone))
   end
   c.o = oldest
-  return #gone > 0
 end
 
 local function store_sums(c)
   local pairs_ = {'p', c.slot, 'o', c.o or ''}
-  for dim = 1, DIMENSIONS do
-    for _, kind in ipairs({'u', 'r'}) do
-      pairs_[#pairs_ + 1] = kind .. dim
-      pairs_[#pairs_ + 1] = c[kind][dim]
-    end
+  for i = 1, #SUMS do
+    pairs_[#pairs_ + 1] = SUMS[i]
+    pairs_[#pairs_ + 1] = c.sums[i]
   end
   redis.call('HSET', c.key, unpack(pairs_))
   if c.width then
@@ -124,21 +119,24 @@ local function store_sums(c)
   end
 end
 
--- The counter `name`, brought up to `now`: {name, key, width, slot, ends, o, u = {..}, r = {..}}.
+-- The counter `name`, brought up to `now`; `fresh`: Redis holds nothing of its period. `sums` are in the order of SUMS;
+-- `changed` says which of them are to be written, `buckets` what is to be added to which.
 local function open_counter(name, per, now)
-  if opened[name] then
-    return opened[name]
+  local c = opened[name]
+  if c then
+    return c
   end
-  write_counter(name)
   local key = COUNTERS .. name
-  local v = redis.call('HMGET', key, 'p', 'o', 'u1', 'u2', 'u3', 'r1', 'r2', 'r3')
-  local c = {
+  local v = redis.call('HMGET', key, 'p', 'o', unpack(SUMS))
+  c = {
     name = name, key = key, width = WIDTH_MS[per] or false, o = tonumber(v[2]), slot = 0, ends = 0, fresh = false,
-    u = {tonumber(v[3]) or 0, tonumber(v[4]) or 0, tonumber(v[5]) or 0},
-    r = {tonumber(v[6]) or 0, tonumber(v[7]) or 0, tonumber(v[8]) or 0},
+    sums = {tonumber(v[3]) or 0, tonumber(v[4]) or 0, tonumber(v[5]) or 0, tonumber(v[6]) or 0, tonumber(v[7]) or 0,
+      tonumber(v[8]) or 0},
+    changed = {}, buckets = {},
   }
+  opened[name] = c
   if c.width then
-    c.slot, c.ends = math.floor(now / c.width), 0
+    c.slot = math.floor(now / c.width)
   else
     c.slot, c.ends = calendar(per, now)
   end
@@ -148,82 +146,72 @@ local function open_counter(name, per, now)
   elseif stored > c.slot then
     c.slot = stored -- the server's clock stepped back
   elseif stored < c.slot then
-    c.fresh = true
     if c.width and c.slot - stored <= BUCKETS then
-      if slide(c) then
-        store_sums(c) -- at once: whoever only looks must not leave sums of buckets that are gone
-        c.fresh = false
-      end
+      slide(c)
+      store_sums(c) -- at once: whoever only looks must not leave sums of buckets that are gone
     else
       redis.call('DEL', key)
-      c.u, c.r, c.o = {0, 0, 0}, {0, 0, 0}, nil
+      c.sums, c.o, c.fresh = {0, 0, 0, 0, 0, 0}, nil, true
     end
-  end
-  if not c.fresh then
-    opened[name] = c
   end
   return c
 end
 
 -- Adds to a sum, and to its bucket where there are any.
-local function increase(name, place, width, slot, amount)
-  local added = unwritten[name]
-  if not added then
-    added = {width = width, slots = {}}
-    unwritten[name] = added
+local function increase(c, slot, place, amount)
+  if amount == 0 then
+    return
   end
-  local amounts = added.slots[slot]
-  if not amounts then
-    amounts = {0, 0, 0, 0, 0, 0}
-    added.slots[slot] = amounts
+  c.sums[place], c.changed[place] = c.sums[place] + amount, true
+  unwritten[c.name] = c
+  if c.width then
+    local amounts = c.buckets[slot]
+    if not amounts then
+      amounts = {0, 0, 0, 0, 0, 0}
+      c.buckets[slot] = amounts
+    end
+    amounts[place] = amounts[place] + amount
   end
-  amounts[place] = amounts[place] + amount
+end
+
+-- Begins the counter's period where nothing is held of it.
+local function begin_period(c)
+  if c.fresh then
+    c.o, c.fresh = c.width and c.slot or nil, false
+    store_sums(c)
+  end
 end
 
 -- Adds to one dimension in the current period.
 local function add(c, dim, used, reserved)
-  if c.fresh then
-    if c.width and not c.o then c.o = c.slot end
-    store_sums(c)
-    c.fresh = false
-    opened[c.name] = c
-  elseif c.width and not c.o then
+  begin_period(c)
+  if c.width and not c.o then
     c.o = c.slot
     redis.call('HSET', c.key, 'o', c.o)
   end
-  if used ~= 0 then
-    increase(c.name, USED + dim, c.width, c.slot, used)
-    c.u[dim] = c.u[dim] + used
-  end
-  if reserved ~= 0 then
-    increase(c.name, RESERVED + dim, c.width, c.slot, reserved)
-    c.r[dim] = c.r[dim] + reserved
-  end
+  increase(c, c.slot, USED + dim, used)
+  increase(c, c.slot, RESERVED + dim, reserved)
 end
 
 -- Adds to the period (bucket or calendar start) that an earlier grant was charged to; nothing where it has passed.
-local function adjust(name, per, slot, dim, used, reserved)
-  local c, width = opened[name], WIDTH_MS[per]
-  local p = c and c.slot or tonumber(redis.call('HGET', COUNTERS .. name, 'p'))
-  if not p or (width and slot < p - BUCKETS) or (not width and slot ~= p) then
+local function adjust(c, slot, dim, used, reserved)
+  if c.fresh or (c.width and slot < c.slot - BUCKETS) or (not c.width and slot ~= c.slot) then
     return
   end
-  if used ~= 0 then
-    increase(name, USED + dim, width, slot, used)
-  end
-  if reserved ~= 0 then
-    increase(name, RESERVED + dim, width, slot, reserved)
-  end
-  if c then
-    c.u[dim], c.r[dim] = c.u[dim] + used, c.r[dim] + reserved
-  end
+  increase(c, slot, USED + dim, used)
+  increase(c, slot, RESERVED + dim, reserved)
+end
+
+-- What is used and reserved of a dimension.
+local function held(c, dim)
+  return c.sums[USED + dim] + c.sums[RESERVED + dim]
 end
 
 -- First dimension whose limit (-1: none) leaves no room for `need`, or nil.
 local function overrun(c, limits, need)
   for dim = 1, DIMENSIONS do
     local limit = limits[dim]
-    if limit >= 0 and need[dim] > 0 and c.u[dim] + c.r[dim] + need[dim] > limit then
+    if limit >= 0 and need[dim] > 0 and held(c, dim) + need[dim] > limit then
       return dim
     end
   end
@@ -237,12 +225,12 @@ local function fits_at(c, dim, limit, need, now)
     return 0
   end
   if not c.width then
-    if c.u[dim] + need <= limit then
+    if c.sums[USED + dim] + need <= limit then
       return now + 1000
     end
     return c.ends
   end
-  write_counter(c.name)
+  write_counter(c)
   local fields, by_bucket, order = redis.call('HGETALL', c.key), {}, {}
   for i = 1, #fields, 2 do
     local of, bucket = string.match(fields[i], '^[ur](%d):(%d+)$')
@@ -256,21 +244,21 @@ local function fits_at(c, dim, limit, need, now)
     end
   end
   table.sort(order)
-  local held = c.u[dim] + c.r[dim]
+  local left = held(c, dim)
   for _, bucket in ipairs(order) do
-    held = held - by_bucket[bucket]
-    if held + need <= limit then
+    left = left - by_bucket[bucket]
+    if left + need <= limit then
       return (bucket + BUCKETS + 1) * c.width
     end
   end
   return now + c.width
 end
 
--- {used 1, reserved 1, used 2, reserved 2, used 3, reserved 3, when the period or its oldest bucket ends (0: never)}
+-- Used and reserved of each dimension, and when the period or its oldest bucket ends (0: never).
 local function report(c)
-  local resets = c.ends
+  local sums, resets = c.sums, c.ends
   if c.width then
     resets = c.o and (c.o + BUCKETS + 1) * c.width or 0
   end
-  return {c.u[1], c.r[1], c.u[2], c.r[2], c.u[3], c.r[3], resets}
+  return sums[1], sums[4], sums[2], sums[5], sums[3], sums[6], resets
 end

@@ -30,17 +30,18 @@ local function use_epoch(id)
   end
 end
 
-local TOKEN_HEAD = 0x8d -- how msgpack begins a map of 13
+local TOKEN_HEAD, HEAD_VALUES = 0x8d, 26 -- how msgpack begins a map of 13; its names and values
 
--- A map unpacked as a table grows one entry at a time; one that lies as `write_token` writes it is taken apart without.
-local function head_of(k1, e, k2, t, k3, key, k4, owner, k5, attempt, k6, tried, k7, probe, k8, pool, k9, account, k10,
-    group, k11, model, k12, class, k13, charges)
+-- A map unpacked as a table grows one entry at a time; one that lies as `write_token` writes it is taken apart without,
+-- to what is read here: all else is for domain/operations.py.
+local function head_of(_, k1, e, k2, t, k3, key, k4, _, k5, _, k6, _, k7, probe, k8, _, k9, account, k10, group, k11, _,
+    k12, class, k13, charges)
   if k1 == 'e' and k2 == 't' and k3 == 'key' and k4 == 'owner' and k5 == 'attempt' and k6 == 'tried' and k7 == 'probe'
       and k8 == 'pool' and k9 == 'account' and k10 == 'group' and k11 == 'model' and k12 == 'class'
       and k13 == 'charges' then
     return {
-      e = e, t = t, key = key, owner = owner, attempt = attempt, tried = tried, probe = probe, pool = pool,
-      account = account, group = group, model = model, class = class, charges = charges, id = '', admitted = t,
+      e = e, admitted = t, key = key, probe = probe, account = account, group = group, class = class,
+      charges = charges, id = '',
     }
   end
   return nil
@@ -48,20 +49,29 @@ end
 
 local function read_token(token)
   local high, low, first = string.byte(token, 1, 3)
-  local length = high * 256 + low
-  local head = first == TOKEN_HEAD and head_of(cmsgpack.unpack(string.sub(token, 4, 2 + length)))
+  local head = first == TOKEN_HEAD and head_of(cmsgpack.unpack_limit(token, HEAD_VALUES, 3))
   if not head then -- of another version
-    head = cmsgpack.unpack(string.sub(token, 3, 2 + length))
+    head = cmsgpack.unpack(string.sub(token, 3, 2 + high * 256 + low))
     head.admitted = head.t
   end
   return head
 end
 
--- The token of a new lease. Names and their order: head_of.
+local MOST_SHORT = 15 -- what msgpack begins in one byte: arrays of so many
+
+-- An array of what is packed already.
+local function pack_array(packed)
+  local number = #packed
+  local begin = number <= MOST_SHORT and string.char(0x90 + number)
+    or string.char(0xdc, math.floor(number / 256), number % 256)
+  return begin .. table.concat(packed)
+end
+
+-- The token of a new lease. Names and their order: head_of. `charges` are packed, each by itself.
 local function write_token(q, now, pool, cand, probes, charges, request)
   local packed = cmsgpack.pack('e', epoch, 't', now, 'key', q.key, 'owner', q.owner, 'attempt', q.attempt,
     'tried', q.tried, 'probe', probes, 'pool', pool, 'account', cand.account, 'group', cand.group,
-    'model', cand.model, 'class', cand.class, 'charges', charges)
+    'model', cand.model, 'class', cand.class, 'charges') .. pack_array(charges)
   local length = 1 + #packed
   return string.char(math.floor(length / 256), length % 256, TOKEN_HEAD) .. packed .. request
 end
@@ -253,8 +263,8 @@ end
 local function read_take(op, id, key, owner, attempt, version, life, most, counts, usual_tokens, usual_cost,
     worst_tokens, worst_cost, input, output, limits, packed, pools, session, pin_ttl, hint, hint_state, refuse, bound,
     turn, hurry, tried, names, versions, failed, last)
-  local cands = {}
-  for i, cand in ipairs(packed or NONE) do
+  local cands = packed or NONE
+  for i, cand in ipairs(cands) do
     cands[i] = read_candidate(cand)
   end
   return {
@@ -327,10 +337,12 @@ local function worst_limit(q, limits, counters, now)
   return worst
 end
 
-local function reports(counters)
-  local out = {}
-  for i, c in ipairs(counters) do
-    out[i] = report(c)
+-- One after another, packed: each of the numbers would cost more as an answer of its own.
+local function packed_reports(counters)
+  local out, n = {}, 0
+  for _, c in ipairs(counters) do
+    out[n + 1], out[n + 2], out[n + 3], out[n + 4], out[n + 5], out[n + 6], out[n + 7] = report(c)
+    n = n + 7
   end
-  return out
+  return cmsgpack.pack(out)
 end

@@ -1,21 +1,25 @@
 -- Admitting: checks, an account, a pin, reservations and a lease, all or nothing.
 -- The scheduler ranks accounts beforehand and says in `q` what may be granted; nothing here is a matter of taste.
 
--- Reserves; returns what to undo, as the lease carries it: {counter, period, slot, counted, reserved 2, reserved 3}.
+local CHARGE = '\150' -- how msgpack begins an array of 6
+
+-- Reserves; appends what to undo, as the lease carries it: {counter, period, slot, counted, reserved 2, reserved 3}.
 -- A reservation of -1 says that the dimension is not limited, so that facts are not counted either.
 local function reserve(c, limit, need, charges)
-  local charge = {c.name, limit.per, c.slot, 0, -1, -1}
+  local counted, second, third = 0, -1, -1
   if limit[1] >= 0 and need[1] > 0 then
-    add(c, 1, need[1], 0)
-    charge[4] = need[1]
+    counted = need[1]
+    add(c, 1, counted, 0)
   end
-  for dim = 2, 3 do
-    if limit[dim] >= 0 then
-      add(c, dim, 0, need[dim])
-      charge[3 + dim] = need[dim]
-    end
+  if limit[2] >= 0 then
+    second = need[2]
+    add(c, 2, 0, second)
   end
-  charges[#charges + 1] = charge
+  if limit[3] >= 0 then
+    third = need[3]
+    add(c, 3, 0, third)
+  end
+  charges[#charges + 1] = CHARGE .. cmsgpack.pack(c.name, limit.per, c.slot, counted, second, third)
 end
 
 -- The candidates' health records, read at once: rests (two each) and benches.
@@ -34,13 +38,13 @@ end
 
 local DIMENSION_NAMES = {'requests', 'tokens', 'cost'}
 
--- Why candidate `i` cannot be used now, until when (0: time alone makes no room), and (where it can) whether this
--- request probes it.
-local function unusable(q, i, known, now)
+-- Why candidate `i` cannot be used now and until when (0: time alone makes no room); nil where it can, and whether this
+-- request probes it then.
+local function unusable(q, i, rests, benches, now)
   local cand = q.cands[i]
   local probes = false
   for record = 1, 3 do
-    local raw = record == 1 and known.benches[i] or record > 1 and known.rests[2 * i - 3 + record]
+    local raw = record == 1 and benches[i] or record > 1 and rests[2 * i - 3 + record]
     local reason, until_ms, probe = kept_out(raw, now, lease_runs)
     if reason then
       return reason, until_ms
@@ -52,7 +56,7 @@ local function unusable(q, i, known, now)
       or q.turn == 0 and someone_waits(now) and is_awaited('@' .. cand.account, now)) then
     return 'full', now + 1000
   end
-  for j, cap in ipairs(cand.caps) do
+  for _, cap in ipairs(cand.caps) do
     local c = open_counter(cap.name, cap.per, now)
     local dim = overrun(c, cap, q.sizes)
     if dim then
@@ -61,17 +65,13 @@ local function unusable(q, i, known, now)
       end
       return 'capped', fits_at(c, dim, cap[dim], q.sizes[dim], now)
     end
-    known.caps[i] = known.caps[i] or {}
-    known.caps[i][j] = c
   end
-  for j, limit in ipairs(cand.limits) do -- limits that only the name sent to this account falls under
+  for _, limit in ipairs(cand.limits) do -- limits that only the name sent to this account falls under
     local c = open_counter(key_counter(q, limit), limit.per, now)
     local worst = worst_limit(q, {limit}, {c}, now)
     if worst then
       return 'key_limit_' .. DIMENSION_NAMES[worst[2]] .. ' ' .. limit.name, worst[4] == 1 and 0 or worst[3]
     end
-    known.extras[i] = known.extras[i] or {}
-    known.extras[i][j] = c
   end
   return nil, probes
 end
@@ -95,11 +95,11 @@ local function read_pin(q)
   return redis.call('GETEX', 'sb:pin:' .. q.session, 'PX', q.pin_ttl)
 end
 
--- Chooses: a table {index, pin note, probes, why not the pinned one, why not those before} or a finished answer.
+-- Chooses: index, pin note, probes, why not the pinned one, why not those before; or nil and a finished answer.
 -- Pin notes: '', hit, new, moved, full.
 -- A full pinned account is answered with 'patience': the request may wait for it, and says `hurry` when it will not.
-local function choose(q, known, now)
-  local note, skip, pin_reason, pin_until = '', nil, nil, 0
+local function choose(q, rests, benches, now)
+  local note, skip, pin_reason, pin_until = '', nil, '', 0
   local pinned = read_pin(q)
   if q.session ~= '' then
     note = 'new'
@@ -111,9 +111,9 @@ local function choose(q, known, now)
     end
     local reason, more = q.hint_state, 0
     if skip then
-      reason, more = unusable(q, skip, known, now)
+      reason, more = unusable(q, skip, rests, benches, now)
       if not reason then
-        return {skip, 'hit', more}
+        return skip, 'hit', more, '', NONE
       end
     end
     pin_reason, pin_until = reason, more
@@ -140,9 +140,9 @@ local function choose(q, known, now)
     if i == skip then
       reason, more = pin_reason, pin_until
     elseif not cand.draining then
-      reason, more = unusable(q, i, known, now)
+      reason, more = unusable(q, i, rests, benches, now)
       if not reason then
-        return {i, note, more, pin_reason, passed}
+        return i, note, more, pin_reason, passed
       end
     end
     passed[#passed + 1] = reason
@@ -183,9 +183,8 @@ local function note_first_use(key)
   known_first[key], known_first_count = true, known_first_count + 1
 end
 
--- Commits the choice and returns the grant.
-local function grant(q, picked, known, counters, kept, request, now)
-  local i, note, probes = picked[1], picked[2], picked[3]
+-- Commits a choice and returns the grant.
+local function grant(q, counters, kept, request, now, rests, benches, i, note, probes, pin_reason, passed)
   local cand = q.cands[i]
   local account, group = cand.account, cand.group
   local pool = q.pools[cand.pool]
@@ -193,19 +192,18 @@ local function grant(q, picked, known, counters, kept, request, now)
   for j, limit in ipairs(q.limits) do
     reserve(counters[j], limit, need_of(q, limit), charges)
   end
-  for j, c in ipairs(known.extras[i] or NONE) do
-    local limit = cand.limits[j]
-    reserve(c, limit, need_of(q, limit), charges)
+  for _, limit in ipairs(cand.limits) do
+    reserve(open_counter(key_counter(q, limit), limit.per, now), limit, need_of(q, limit), charges)
   end
-  for j, c in ipairs(known.caps[i] or NONE) do
-    reserve(c, cand.caps[j], q.sizes, charges)
+  for _, cap in ipairs(cand.caps) do
+    reserve(open_counter(cap.name, cap.per, now), cap, q.sizes, charges)
   end
   local token = write_token(q, now, pool[1], cand, probes, charges, request)
   if probes then
-    take_probe(BENCHES, account, known.benches[i], q.id)
-    take_probe(RESTS, group, known.rests[2 * i - 1], q.id)
+    take_probe(BENCHES, account, benches[i], q.id)
+    take_probe(RESTS, group, rests[2 * i - 1], q.id)
     if cand.class ~= '' then
-      take_probe(RESTS, rest_field(group, cand.class), known.rests[2 * i], q.id)
+      take_probe(RESTS, rest_field(group, cand.class), rests[2 * i], q.id)
     end
   end
   if not kept then
@@ -221,7 +219,7 @@ local function grant(q, picked, known, counters, kept, request, now)
   end
   local first = known_first[q.key] and 0 or redis.call('HSETNX', FIRST_USES, q.key, now)
   note_first_use(q.key)
-  return {'grant', i, note, token, first, running, reports(counters), picked[4] or '', picked[5] or NONE}
+  return {'grant', i, note, token, first, running, packed_reports(counters), pin_reason, passed}
 end
 
 -- `kept`: the key's slot is already taken by this request.
@@ -240,16 +238,16 @@ local function admit(q, request, now, kept)
   if q.life > 0 then
     local first = tonumber(redis.call('HGET', FIRST_USES, q.key))
     if first and now >= first + q.life then
-      return {'deny', 'expired', 0, 0, 0, {}}
+      return {'deny', 'expired', 0, 0, 0, ''}
     end
   end
   if q.most > 0 and not kept and in_flight('k:' .. q.key) >= q.most then
-    return {'deny', 'concurrency', 0, now + 1000, 0, {}}
+    return {'deny', 'concurrency', 0, now + 1000, 0, ''}
   end
   local counters = open_limits(q, q.limits, now)
   local worst = worst_limit(q, q.limits, counters, now)
   if worst then
-    return {'deny', 'limit_' .. worst[2], worst[1], worst[3], worst[4], reports(counters)}
+    return {'deny', 'limit_' .. worst[2], worst[1], worst[3], worst[4], packed_reports(counters)}
   end
   if #q.cands == 0 then
     return {'none', NONE}
@@ -257,11 +255,10 @@ local function admit(q, request, now, kept)
   if q.turn == 0 and someone_waits(now) and awaited_lane(q.cands, q.pools, now) then
     return {'behind'}
   end
-  local known = {caps = {}, extras = {}}
-  known.rests, known.benches = read_candidates(q)
-  local picked, answer = choose(q, known, now)
-  if not picked then
-    return answer
+  local rests, benches = read_candidates(q)
+  local i, note, probes, pin_reason, passed = choose(q, rests, benches, now)
+  if not i then
+    return note -- the answer
   end
-  return grant(q, picked, known, counters, kept, request, now)
+  return grant(q, counters, kept, request, now, rests, benches, i, note, probes, pin_reason, passed)
 end

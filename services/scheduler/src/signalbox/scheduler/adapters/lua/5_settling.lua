@@ -9,17 +9,17 @@ end
 local KEYS_FIRST = 0x6b -- 'k', with which the names of keys' counters begin
 
 -- Turns reservations into facts. `counted` and `reserved` say which parts of the charges the counters hold now.
-local function charge(head, facts, counted, reserved)
+local function charge(head, facts, counted, reserved, now)
   for _, c in ipairs(head.charges) do
-    local name, per, slot = c[1], c[2], c[3]
-    local first = string.byte(name) == KEYS_FIRST and 1 or 3 -- of the facts that this counter counts
+    local counter, slot = open_counter(c[1], c[2], now), c[3]
+    local first = string.byte(c[1]) == KEYS_FIRST and 1 or 3 -- of the facts that this counter counts
     if counted ~= 0 and c[4] > 0 then
-      adjust(name, per, slot, 1, counted * c[4], 0)
+      adjust(counter, slot, 1, counted * c[4], 0)
     end
     for dim = 2, 3 do
-      local held = c[2 + dim + 1]
-      if held >= 0 then
-        adjust(name, per, slot, dim, facts[first + dim - 2], reserved and -held or 0)
+      local reservation = c[3 + dim]
+      if reservation >= 0 then
+        adjust(counter, slot, dim, facts[first + dim - 2], reserved and -reservation or 0)
       end
     end
   end
@@ -55,22 +55,19 @@ end
 -- Counters that a recreated lease or a late settlement is charged to may not exist yet.
 local function ensure_counters(head, now)
   for _, c in ipairs(head.charges) do
-    local counter = open_counter(c[1], c[2], now)
-    if counter.fresh then
-      add(counter, 1, 0, 0)
-    end
+    begin_period(open_counter(c[1], c[2], now))
   end
 end
 
 local function settle_unknown(q, head, now)
   local tomb = redis.call('GET', tombstone(q.id))
   if tomb then -- the reaper was there first, or the ledger; only the difference counts
-    charge(head, difference(q, tomb), 0, false)
+    charge(head, difference(q, tomb), 0, false, now)
   elseif head.e ~= epoch then
     redis.call('HDEL', 'sb:' .. head.e .. ':leases', q.id)
     if q.unused ~= 1 and not was_in_ledger(head, q) then
       ensure_counters(head, now)
-      charge(head, {q.tokens, q.cost, q.input, q.output}, 1, false)
+      charge(head, {q.tokens, q.cost, q.input, q.output}, 1, false, now)
     end
   else
     return {'known'}
@@ -99,11 +96,11 @@ local function settle(q, token, now, keep_slot)
   local running = count('a:' .. head.account, -1)
   local tomb = head.e ~= epoch and redis.call('GET', tombstone(q.id))
   if tomb and q.unused ~= 1 then -- the ledger had told of it before it was recreated, or after
-    charge(head, difference(q, tomb), -1, true)
+    charge(head, difference(q, tomb), -1, true, now)
   elseif q.unused == 1 or was_in_ledger(head, q) then -- no row will tell of it, or one has told already
-    charge(head, {0, 0, 0, 0}, -1, true)
+    charge(head, {0, 0, 0, 0}, -1, true, now)
   else
-    charge(head, {q.tokens, q.cost, q.input, q.output}, 0, true)
+    charge(head, {q.tokens, q.cost, q.input, q.output}, 0, true, now)
   end
   if head.e ~= epoch then
     bury(q)

@@ -3,13 +3,13 @@
 local function recreate(id, token, head, now)
   ensure_counters(head, now)
   for _, c in ipairs(head.charges) do
-    local name = c[1]
+    local counter = open_counter(c[1], c[2], now)
     if c[4] > 0 then
-      adjust(name, c[2], c[3], 1, c[4], 0)
+      adjust(counter, c[3], 1, c[4], 0)
     end
     for dim = 2, 3 do
       if c[3 + dim] > 0 then
-        adjust(name, c[2], c[3], dim, 0, c[3 + dim])
+        adjust(counter, c[3], dim, 0, c[3 + dim])
       end
     end
   end

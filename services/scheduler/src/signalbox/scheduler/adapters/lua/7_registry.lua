@@ -88,10 +88,14 @@ end
 
 -- {in flight, first use (0: none), {reports of the limits}}
 local function peek(q, now)
+  local reports = {}
+  for i, c in ipairs(open_limits(q, build_limits(q.limits), now)) do
+    reports[i] = {report(c)}
+  end
   return {
     tonumber(redis.call('HGET', own('n'), 'k:' .. q.key)) or 0,
     tonumber(redis.call('HGET', FIRST_USES, q.key)) or 0,
-    reports(open_limits(q, build_limits(q.limits), now)),
+    reports,
   }
 end
 
@@ -142,14 +146,14 @@ end
 -- Adds what the ledger knows to a counter. `rows`: {start in ms, requests, tokens, nano-dollars} each.
 local function rebuild(q, now)
   local c = open_counter(q.name, q.per, now)
-  add(c, 1, 0, 0)
+  begin_period(c)
   for _, row in ipairs(q.rows) do
     local slot = c.width and math.floor(row[1] / c.width) or c.slot
     if not c.width and (row[1] < c.slot or (c.ends > 0 and row[1] >= c.ends)) then
       slot = -1 -- an earlier period
     end
     for dim = 1, DIMENSIONS do
-      adjust(c.name, q.per, slot, dim, row[1 + dim], 0)
+      adjust(c, slot, dim, row[1 + dim], 0)
     end
     if c.width and slot >= c.slot - BUCKETS and (not c.o or slot < c.o) then
       c.o = slot
