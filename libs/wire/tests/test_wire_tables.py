@@ -147,7 +147,7 @@ def test_what_goes_upstream() -> None:
         (b"cf-connecting-ip", b"1.2.3.4"), (b"x-forwarded-client-cert", b"Hash=1"), (b"true-client-ip", b"1.2.3.4"),
         (b"x-envoy-external-address", b"1.2.3.4"), (b"x-original-forwarded-for", b"1.2.3.4"),
     ]
-    assert headers.upstream(sent) == [
+    assert headers.upstream(sent, dict(sent)) == [
         (b"user-agent", b"mine/1"), (b"anthropic-beta", b"a"), (b"anthropic-beta", b"b"), (b"x-custom", b"v"),
     ]
 
@@ -158,7 +158,7 @@ def test_what_comes_back() -> None:
         (b"anthropic-ratelimit-requests-limit", b"5"), (b"anthropic-organization-id", b"o"), (b"set-cookie", b"c"),
         (b"retry-after", b"3"), (b"connection", b"close"), (b"x-signalbox-request-id", b"forged"), (b"cf-ray", b"r"),
     ]
-    assert headers.downstream(got) == [
+    assert headers.downstream(got, dict(got)) == [
         (b"date", b"d"), (b"content-type", b"application/json"), (b"request-id", b"req_1"), (b"retry-after", b"3"),
         (b"cf-ray", b"r"),
     ]
@@ -183,7 +183,7 @@ def test_session_sources_in_order() -> None:
     ).encode())
     named = {b"x-claude-code-session-id": b"1", b"x-session-id": b"2", b"session-id": b"3", b"session_id": b"4"}
     for expected in (b"1", b"2", b"3", b"4", b"meta"):
-        assert clients.session_of(named, facts) == expected
+        assert clients.session_of(clients.named_session(named), facts) == expected
         named.pop(next(iter(named), b""), None)
-    assert clients.session_of({}, read_request(b'{"model":"m","prompt_cache_key":"cache"}')) == b"cache"
-    assert clients.session_of({}, read_request(b'{"model":"m"}')) == b""
+    assert clients.session_of(b"", read_request(b'{"model":"m","prompt_cache_key":"cache"}')) == b"cache"
+    assert clients.session_of(b"", read_request(b'{"model":"m"}')) == b""

@@ -5,6 +5,7 @@ travel in batches, that is most of what a batch costs.
 """
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 _LENGTH_DELIMITED = 2
 _MORE, _LOW = 0x80, 0x7F
@@ -19,6 +20,7 @@ def embedded(field_number: int, messages: Iterable[bytes]) -> bytes:
     return b"".join([tag + _varint(len(message)) + message for message in messages])
 
 
+@lru_cache(maxsize=4096)
 def _varint(number: int) -> bytes:
     digits = bytearray()
     while number > _LOW:

@@ -44,11 +44,11 @@ def _by_user_agent(agent: bytes) -> str:
     return next((client for prefix, client in _BY_USER_AGENT if agent.startswith(prefix)), "")
 
 
-def session_of(headers: Mapping[bytes, bytes], facts: RequestFacts) -> bytes:
-    """Return what names the conversation, in the contract's order, or nothing where the client names none."""
-    for name in _SESSION_HEADERS:
-        value = headers.get(name)
-        if value:
-            return value[:MAX_SESSION_BYTES]
-    named = facts.session or facts.prompt_cache_key
-    return named.encode()[:MAX_SESSION_BYTES]
+def named_session(headers: Mapping[bytes, bytes]) -> bytes:
+    """Return the conversation that the headers (lower-case names) name, in the contract's order, or nothing."""
+    return next((value for name in _SESSION_HEADERS if (value := headers.get(name))), b"")
+
+
+def session_of(named: bytes, facts: RequestFacts) -> bytes:
+    """Return what names the conversation: `named` by the headers, else by the body; nothing where none does."""
+    return (named or (facts.session or facts.prompt_cache_key).encode())[:MAX_SESSION_BYTES]

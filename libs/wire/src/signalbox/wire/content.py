@@ -70,10 +70,12 @@ def read_messages(messages: bytes) -> Seen:
 
 def look_through(messages: list[MessageNode]) -> Seen:
     """Return what decoded messages hold; `models` is None where they define tools, which must be read in full."""
-    nodes: list[Any] = list(messages)
+    nodes: list[Any] = [messages]
     files = urls = defines = False
     while nodes:
         node = nodes.pop()
+        if type(node) is list:
+            nodes += node
         if type(node) is not MessageNode:
             continue
         if node.tool is not UNSET:
@@ -82,11 +84,10 @@ def look_through(messages: list[MessageNode]) -> Seen:
             files = True
         if node.type == "url":
             urls = True
-        for inner in (node.source, node.content):
-            if type(inner) is list:
-                nodes += inner
-            elif type(inner) is MessageNode:
-                nodes.append(inner)
+        if node.source is not None:
+            nodes.append(node.source)
+        if node.content is not None:
+            nodes.append(node.content)
     return Seen(files, urls, None if defines else ())
 
 

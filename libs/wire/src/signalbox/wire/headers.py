@@ -5,6 +5,8 @@ encoding, host) or would tell the provider about the path behind the client. Dow
 but for what tells about the account that served (its limits, organisation, cookies).
 """
 
+from collections.abc import Container
+
 Headers = list[tuple[bytes, bytes]]
 
 _HOP_BY_HOP = frozenset((
@@ -26,14 +28,16 @@ _NOT_DOWNSTREAM = _HOP_BY_HOP | frozenset((
 _NOT_DOWNSTREAM_PREFIXES = (b"anthropic-ratelimit-", b"anthropic-priority-", b"anthropic-fast-", b"x-signalbox-")
 
 
-def upstream(headers: Headers) -> Headers:
-    """Return the client's headers that go to the provider."""
-    return _but_for_named(headers, [header for header in headers if _UPSTREAM[header[0]]])
+def upstream(headers: Headers, names: Container[bytes]) -> Headers:
+    """Return the client's headers that go to the provider; `names` are those of all of them."""
+    passing = [header for header in headers if _UPSTREAM[header[0]]]
+    return _but_for_named(headers, passing) if b"connection" in names else passing
 
 
-def downstream(headers: Headers) -> Headers:
+def downstream(headers: Headers, names: Container[bytes]) -> Headers:
     """Return the provider's headers that go to the client. The caller frames the body itself (length, chunks)."""
-    return _but_for_named(headers, [header for header in headers if _DOWNSTREAM[header[0]]])
+    passing = [header for header in headers if _DOWNSTREAM[header[0]]]
+    return _but_for_named(headers, passing) if b"connection" in names else passing
 
 
 def lines(headers: Headers) -> bytes:
@@ -44,8 +48,6 @@ def lines(headers: Headers) -> bytes:
 def _but_for_named(headers: Headers, passing: Headers) -> Headers:
     """Take out what a `connection` header names as belonging to the connection."""
     options = [value for name, value in headers if name == b"connection"]
-    if not options:
-        return passing
     named = frozenset(part.strip().lower() for value in options for part in value.split(b","))
     return [header for header in passing if header[0] not in named]
 

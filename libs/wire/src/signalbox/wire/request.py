@@ -6,6 +6,8 @@ stand once is json_object.py's business.
 
 import re
 from dataclasses import dataclass
+from itertools import compress, repeat
+from operator import is_not
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
@@ -119,12 +121,13 @@ class _Usual(msgspec.Struct):
     system: Raw | UnsetType = UNSET
     messages: list[MessageNode] | UnsetType = UNSET
     tools: list[ToolHead] | UnsetType = UNSET
-    fallbacks: Raw | UnsetType = UNSET
-    container: Raw | UnsetType = UNSET
-    thread: Raw | UnsetType = UNSET
     speed: str | UnsetType | None = UNSET
     inference_geo: str | UnsetType | None = UNSET
     service_tier: str | UnsetType | None = UNSET
+    # A body with one of these is not usual.
+    fallbacks: Raw | UnsetType = UNSET
+    container: Raw | UnsetType = UNSET
+    thread: Raw | UnsetType = UNSET
     context_management: Raw | UnsetType = UNSET
     compaction: Raw | UnsetType = UNSET
     mcp_servers: Raw | UnsetType = UNSET
@@ -133,6 +136,9 @@ class _Usual(msgspec.Struct):
 _usual_decoder = msgspec.json.Decoder(_Usual)
 _user_id_decoder = msgspec.json.Decoder(_UserId)
 _QUOTED = [b'"%s"' % name.encode() for name in _Usual.__struct_fields__]
+_UNUSUAL = slice(_Usual.__struct_fields__.index("fallbacks"), None)
+_NONE_OF_THEM = (UNSET,) * len(_QUOTED[_UNUSUAL])
+_ONCE = frozenset((1,))
 
 
 def _read_usual(body: bytes) -> RequestFacts | None:
@@ -144,16 +150,13 @@ def _read_usual(body: bytes) -> RequestFacts | None:
         usual = _usual_decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    if b"\\u00" in body:
+    values = astuple(usual)
+    if values[_UNUSUAL] != _NONE_OF_THEM or b"\\u00" in body:
         return None
-    for value, quoted in zip(astuple(usual), _QUOTED, strict=True):
-        if value is not UNSET and body.count(quoted) != 1:
-            return None
-    if (
-        usual.fallbacks is not UNSET or usual.context_management is not UNSET or usual.compaction is not UNSET
-        or usual.container is not UNSET or usual.thread is not UNSET or usual.mcp_servers is not UNSET
-        or any(tool.type is not None or tool.model is not UNSET for tool in usual.tools or ())
-    ):
+    there = compress(_QUOTED, map(is_not, values, repeat(UNSET)))
+    if set(map(body.count, there)) != _ONCE:
+        return None
+    if usual.tools and any(tool.type is not None or tool.model is not UNSET for tool in usual.tools):
         return None
     seen = look_through(usual.messages) if usual.messages else Seen()
     max_tokens, model = usual.max_tokens or 0, usual.model

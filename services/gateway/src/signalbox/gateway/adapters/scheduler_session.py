@@ -9,6 +9,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any, Final, Generic, TypeVar
 
 from google.protobuf.message import DecodeError
@@ -70,8 +71,8 @@ class _Batch:
             journal_delivered=self.journal_delivered, cancels=self.cancels,
         )
         return (
-            embedded(pb.GatewayBatch.ADMITS_FIELD_NUMBER, [admit.SerializeToString() for admit in self.admits])
-            + embedded(pb.GatewayBatch.SETTLES_FIELD_NUMBER, [settle.SerializeToString() for settle in self.settles])
+            embedded(pb.GatewayBatch.ADMITS_FIELD_NUMBER, map(pb.AdmitRequest.SerializeToString, self.admits))
+            + embedded(pb.GatewayBatch.SETTLES_FIELD_NUMBER, map(pb.SettleRequest.SerializeToString, self.settles))
             + seldom.SerializeToString()
         )
 
@@ -85,7 +86,7 @@ class SchedulerSession:
         self._schedulers = random.sample(schedulers, len(schedulers))
         self._gateway_id = gateway_id
         self._deliver_journal = deliver_journal
-        self._seq = 0
+        self._seqs = count(1)
         self._batch = _Batch()
         self._flushing = False
         self._lingering = False
@@ -151,14 +152,10 @@ class SchedulerSession:
     def _give_up_s(self) -> float:
         return self._loop.time() + (ANSWER_WAIT_S if self.connected else CONNECT_WAIT_S)
 
-    def _next_seq(self) -> int:
-        self._seq += 1
-        return self._seq
-
     def _ask(
         self, pending: dict[int, _Asked[Request, Response]], batch: list[Request], request: Request,
     ) -> Awaitable[Response]:
-        request.seq = seq = self._next_seq()
+        request.seq = seq = next(self._seqs)
         answer: asyncio.Future[Response] = self._loop.create_future()
         pending[seq] = _Asked(request, answer, self._give_up_s(), may_be_taken=self.connected)
         batch.append(request)
@@ -166,7 +163,7 @@ class SchedulerSession:
         return answer
 
     def _send_settle(self, lease_id: str, request: pb.SettleRequest) -> None:
-        request.seq = seq = self._next_seq()
+        request.seq = seq = next(self._seqs)
         self._settling[seq] = lease_id
         self._batch.settles.append(request)
         if not self._lingering:
@@ -189,7 +186,7 @@ class SchedulerSession:
             for lease in self._leases.values()
         ]
         self._batch.heartbeats.append(
-            pb.HeartbeatRequest(seq=self._next_seq(), gateway_id=self._gateway_id, leases=beats),
+            pb.HeartbeatRequest(seq=next(self._seqs), gateway_id=self._gateway_id, leases=beats),
         )
         self._want()
 
@@ -388,7 +385,7 @@ class SchedulerSession:
         if silent_s > SILENT_LIMIT_S and self._stream is not None:
             self._stream.close("the scheduler was silent")
         elif silent_s > PROBE_AFTER_S and self.connected:
-            self._batch.heartbeats.append(pb.HeartbeatRequest(seq=self._next_seq(), gateway_id=self._gateway_id))
+            self._batch.heartbeats.append(pb.HeartbeatRequest(seq=next(self._seqs), gateway_id=self._gateway_id))
             self._want()
 
     def _spawn(self, work: Awaitable[None]) -> None:

@@ -156,8 +156,7 @@ class Connection(asyncio.Protocol):
         self._headers = []
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._in_body:  # else a trailer: nobody's header
-            self._headers.append((name.lower(), value))
+        self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
@@ -169,6 +168,7 @@ class Connection(asyncio.Protocol):
         if self._bare_bytes > MAX_HEAD_BYTES and self._head_size() > MAX_HEAD_BYTES:
             raise _HeadTooLarge
         head = ResponseHead(status, self._headers)
+        self._headers = []    # trailers go there, nobody's headers
         framed = (
             b"content-length" in head.fields or status in (204, 304)
             or b"chunked" in head.fields.get(b"transfer-encoding", b"").lower()

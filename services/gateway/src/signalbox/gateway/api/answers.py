@@ -26,7 +26,7 @@ def marks(order: Order) -> bytes:
 
 def begin_providers(exchange: Exchange, order: Order, head: ResponseHead, length: int | None) -> None:
     """Begin to pass a provider's answer on; `length` None: a stream."""
-    exchange.start(head.status, lines(downstream(head.headers)) + marks(order), length)
+    exchange.start(head.status, lines(downstream(head.headers, head.fields)) + marks(order), length)
 
 
 def send_verbatim(exchange: Exchange, order: Order, answer: Verbatim) -> None:

@@ -148,10 +148,10 @@ class CallerRoutes:
         self, request: Request, route: str, *, with_limits: bool = False, with_accounts: bool = False,
         allowed: frozenset[str] = frozenset(),
     ) -> InspectResponse:
-        order = Order(request.state.request_id, route)
         peer = plain_address(request.client.host) if request.client is not None else ""
+        order = Order(request.state.request_id, route, Caller(request.scope["headers"], peer))
         try:
-            self._keys.identify(order, Caller(request.scope["headers"], peer))
+            self._keys.identify(order.caller)
             return await self._keys.inspect(
                 order, with_limits=with_limits, with_accounts=with_accounts, allowed=allowed,
             )

@@ -25,14 +25,10 @@ class KeyCheck:
         self._clock = clock
         self._unknown: dict[bytes, tuple[float, Denial]] = {}
 
-    def identify(self, order: Order, caller: Caller) -> None:
-        """Note in `order` who calls. Raises Refusal where no usable key is presented or the key is known unknown."""
-        order.fields = caller.fields
-        try:
-            caller.identify(self._trusted)
-        finally:
-            order.client, order.source, order.key_hash = caller.client, caller.source, caller.key_hash
-        known = self._unknown.get(order.key_hash)
+    def identify(self, caller: Caller) -> None:
+        """Find out who calls. Raises Refusal where no usable key is presented or the key is known unknown."""
+        caller.identify(self._trusted)
+        known = self._unknown.get(caller.key_hash)
         if known is not None and self._clock.monotonic_s() < known[0]:
             raise from_denial(known[1])
 
@@ -62,8 +58,8 @@ class KeyCheck:
         """Keep in mind, briefly, that no document has this key; of a mistyped one, let `denial` say so."""
         if denial.error_code != "key_invalid" or denial.key_id:
             return
-        if is_mistyped(order.fields.items()):
+        if is_mistyped(order.caller.headers):
             denial.message = MISTYPED
         if len(self._unknown) >= MAX_UNKNOWN:
             self._unknown.clear()
-        self._unknown[order.key_hash] = (self._clock.monotonic_s() + UNKNOWN_KEPT_S, denial)
+        self._unknown[order.caller.key_hash] = (self._clock.monotonic_s() + UNKNOWN_KEPT_S, denial)

@@ -57,7 +57,7 @@ class RequestRelay:
 
     async def serve(self, exchange: Exchange) -> None:
         """Answer one request. Never raises, but for a cancellation that the caller's hanging up did not cause."""
-        order = Order(exchange.request_id, exchange.route)
+        order = Order(exchange.request_id, exchange.route, exchange.caller)
         self._metrics.request_began()
         try:
             if self._traces is not None:
@@ -88,7 +88,7 @@ class RequestRelay:
     # ---------------------------------------------------------------- before the first attempt
 
     async def _serve(self, exchange: Exchange, order: Order) -> None:
-        self._keys.identify(order, exchange.caller)
+        self._keys.identify(exchange.caller)
         if not exchange.complete:
             await self._keys.inspect(order)
             exchange.known()

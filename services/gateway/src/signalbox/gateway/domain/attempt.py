@@ -70,28 +70,13 @@ class Attempt:
         self._paused_s: float | None = None
         self._head: ResponseHead | None = None
         self._held: list[bytes] = []
-        self._held_bytes = 0
-        self._reader: StreamReader | None = None
+        self.held_bytes = 0     # withheld from the caller until the commit point
+        self.reader: StreamReader | None = None    # of the stream that is relayed
         self.first_content_s: float | None = None
         self._certain: Ending | None = None
         self.ending: Ending | None = None
 
     # ---------------------------------------------------------------- what bytes tell
-
-    @property
-    def head(self) -> ResponseHead | None:
-        """The provider's head, once it is there."""
-        return self._head
-
-    @property
-    def reader(self) -> StreamReader | None:
-        """The stream's reader, where a stream is being relayed: served model, usage so far, delta bytes."""
-        return self._reader
-
-    @property
-    def held_bytes(self) -> int:
-        """Bytes withheld from the caller until the commit point."""
-        return self._held_bytes
 
     def received(self, head: ResponseHead | None, data: bytes, whole: bool, now_s: float) -> Step:
         """Take what one read gave: perhaps the head, body bytes, and whether the message ended by its framing."""
@@ -157,7 +142,7 @@ class Attempt:
         """Learn that nobody waits for the answer any more."""
         if self._phase is _ENDED:
             return _NONE
-        if self._reader is not None and self._reader.stopped and self._phase is _STREAMING:
+        if self.reader is not None and self.reader.stopped and self._phase is _STREAMING:
             return self._end_ok(Finish.NOTHING)
         return self._end(Finish.NOTHING, OUTCOME_CLIENT_GONE, "client_gone", self._phase is _STREAMING)
 
@@ -183,21 +168,21 @@ class Attempt:
             return False
         kind = head.fields.get(b"content-type", b"").partition(b";")[0].strip().lower()
         if self._streamed:
-            self._reader = StreamReader()
+            self.reader = StreamReader()
             return kind == b"text/event-stream"
         return kind == b"application/json"
 
     def _hold(self, data: bytes, whole: bool, now_s: float) -> Step:
         assert self._head is not None
-        reader = self._reader
+        reader = self.reader
         if reader is not None:
             return self._hold_prelude(reader, data, whole, now_s)
         if whole and not self._held and len(data) <= MAX_ERROR_BYTES:
             return self._end_whole(self._head, data)
         if data:
             self._held.append(data)
-            self._held_bytes += len(data)
-        if self._held_bytes > (MAX_ERROR_BYTES if self._head.status >= FIRST_ERROR_STATUS else MAX_ANSWER_BYTES):
+            self.held_bytes += len(data)
+        if self.held_bytes > (MAX_ERROR_BYTES if self._head.status >= FIRST_ERROR_STATUS else MAX_ANSWER_BYTES):
             return self._fail(Trouble.BROKEN, "answer_too_large")
         return self._end_whole(self._head, b"".join(self._held)) if whole else _NONE
 
@@ -209,10 +194,10 @@ class Attempt:
             return self._fail_by_frame(reader)
         if frames:
             self._held.append(frames)
-            self._held_bytes += len(frames)
+            self.held_bytes += len(frames)
         if whole:
             return self._fail(Trouble.CUT, "ended_without_content", OUTCOME_TRUNCATED)
-        if self._held_bytes > MAX_PRELUDE_BYTES:
+        if self.held_bytes > MAX_PRELUDE_BYTES:
             return self._fail(Trouble.BROKEN, "endless_prelude")
         return _NONE
 
@@ -275,8 +260,8 @@ class Attempt:
     # ---------------------------------------------------------------- after it
 
     def _stream_on(self, data: bytes, whole: bool) -> Step:
-        assert self._reader is not None
-        frames = self._reader.feed(data) if data else b""
+        assert self.reader is not None
+        frames = self.reader.feed(data) if data else b""
         if not whole:
             return Step(None, frames)
         last = self._end_of_stream()
@@ -284,15 +269,15 @@ class Attempt:
 
     def _end_of_stream(self) -> Step:
         """The provider ended the message; whether that is the end of the answer its frames tell."""
-        assert self._reader is not None
-        rest = self._reader.flush()
-        if self._reader.stopped:
+        assert self.reader is not None
+        rest = self.reader.flush()
+        if self.reader.stopped:
             return self._end_ok(Finish.WHOLE, rest)
         return self._end_stream("message_stop_missing", OUTCOME_TRUNCATED)
 
     def _end_stream(self, reason: str, outcome: Outcome) -> Step:
         """End a stream that stopped before its end, unless it had said all or had named its own error."""
-        reader = self._reader
+        reader = self.reader
         assert reader is not None
         if reader.stopped:
             return self._end_ok(Finish.WHOLE)
@@ -333,7 +318,7 @@ class Attempt:
 
     def certain_ending(self) -> Ending | None:
         """Return how a stream that still runs will end whatever comes: message_stop is there. None before that."""
-        if self._phase is not _STREAMING or self._reader is None or not self._reader.stopped:
+        if self._phase is not _STREAMING or self.reader is None or not self.reader.stopped:
             return None
         if self._certain is None:
             self._certain = self._ending(OUTCOME_OK, "", committed=True)
@@ -347,18 +332,18 @@ class Attempt:
 
     def _ending(self, outcome: Outcome, reason: str, committed: bool) -> Ending:
         ending = Ending(outcome, reason, self._head.status if self._head else 0, committed, head=self._head)
-        if self._reader is not None and committed:
-            usage, ending.estimated = self._reader.billed()
+        if self.reader is not None and committed:
+            usage, ending.estimated = self.reader.billed()
             ending.usage = token_usage(usage)
             ending.had_content = True
-        if self._reader is not None:
-            ending.served_model = self._reader.model
-            ending.stop_reason = self._reader.stop_reason
+        if self.reader is not None:
+            ending.served_model = self.reader.model
+            ending.stop_reason = self.reader.stop_reason
         return ending
 
     def _release(self) -> None:
         self._held = []
-        self._held_bytes = 0
+        self.held_bytes = 0
 
     def _deadline(self) -> tuple[float, str]:
         if self._phase is _ENDED:
@@ -370,7 +355,7 @@ class Attempt:
             return min((self._sent_s + wait_s, "headers_timeout"), total)
         if self._paused_s is not None:
             return min((self._paused_s + limits.client_stall_s, "client_stall"), total)
-        if self._phase is _HOLDING and self._reader is not None:
+        if self._phase is _HOLDING and self.reader is not None:
             return min((self._head_s + limits.first_content_s, "first_content_timeout"), total)
         return min((self._last_s + limits.idle_s, "idle_timeout"), total)
 

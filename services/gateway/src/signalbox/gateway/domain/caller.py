@@ -9,7 +9,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 
 from signalbox.core import keys
 from signalbox.gateway.domain.refusal import Refusal
-from signalbox.wire.clients import identify
+from signalbox.wire.clients import identify, named_session
 
 KEY_HEADERS = frozenset((b"x-api-key", b"authorization", b"x-goog-api-key", b"api-key"))
 SESSION_DIGEST_BYTES = 16
@@ -28,7 +28,7 @@ class Caller:
     """What a request's headers present. A connection's requests mostly send the same ones: then they are read once."""
 
     __slots__ = (
-        "chunked", "client", "expects_continue", "fields", "headers", "heads", "key_hash", "peer", "source",
+        "chunked", "client", "expects_continue", "fields", "headers", "heads", "key_hash", "peer", "session", "source",
     )
 
     def __init__(self, headers: list[Header], peer: str) -> None:
@@ -40,14 +40,16 @@ class Caller:
         self.expects_continue = self.fields.get(b"expect", b"").lower() == b"100-continue"
         self.client = ""
         self.source = ""
+        self.session = b""
         self.key_hash = b""
         self.heads: dict[tuple[bytes, bytes, tuple[Header, ...]], bytes] = {}   # kept by sending.request_head
 
     def identify(self, trusted: Sequence[Network]) -> None:
-        """Find out client program, source address and key. Raises Refusal where no usable key is presented."""
+        """Find out client program, source address, session and key. Raises Refusal where no usable key is presented."""
         if not self.key_hash:
             self.client = identify(self.fields)
             self.source = source_address(self.peer, self.headers, trusted)
+            self.session = named_session(self.fields)
             self.key_hash = key_hash(self.headers)
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from signalbox.gateway.domain.caller import session_digest
+from signalbox.gateway.domain.caller import Caller, session_digest
 from signalbox.gateway.domain.ports import Trace
 from signalbox.v1.scheduler_pb2 import AdmitRequest, InspectRequest
 from signalbox.wire.clients import session_of
@@ -15,10 +15,7 @@ class Order:
 
     request_id: str
     route: str
-    fields: dict[bytes, bytes] = field(default_factory=dict, repr=False)   # the request's headers
-    key_hash: bytes = field(default=b"", repr=False)
-    source: str = ""
-    client: str = ""
+    caller: Caller = field(repr=False)
     key_id: str = ""
     owner: str = ""
     facts: RequestFacts | None = field(default=None, repr=False)
@@ -42,19 +39,19 @@ class Order:
     def inspection(self, *, with_limits: bool = False, with_accounts: bool = False) -> InspectRequest:
         """Return the question whether this key may be used at all."""
         return InspectRequest(
-            key_hash=self.key_hash, source_address=self.source, client=self.client, with_limits=with_limits,
-            with_accounts=with_accounts,
+            key_hash=self.caller.key_hash, source_address=self.caller.source, client=self.caller.client,
+            with_limits=with_limits, with_accounts=with_accounts,
         )
 
     def admission(self, body: bytes, secret: bytes) -> AdmitRequest:
         """Return the question to the scheduler; how long the caller waits for an account is left to the pool."""
-        facts = self.facts
+        facts, caller = self.facts, self.caller
         assert facts is not None
-        session = session_of(self.fields, facts)
+        session = session_of(caller.session, facts)
         return AdmitRequest(
-            request_id=self.request_id, key_hash=self.key_hash, route=self.route, model=facts.model,
-            models=facts.models, client=self.client, source_address=self.source,
-            session=session_digest(secret, self.key_hash, session or conversation_seed(body)),
+            request_id=self.request_id, key_hash=caller.key_hash, route=self.route, model=facts.model,
+            models=facts.models, client=caller.client, source_address=caller.source,
+            session=session_digest(secret, caller.key_hash, session or conversation_seed(body)),
             session_derived=not session, state_bound=facts.state_bound, stream=self.streamed,
             input_bytes=facts.input_bytes, max_tokens=facts.max_tokens, unseen_input=facts.unseen_input,
             speed=facts.speed, inference_geo=facts.inference_geo, wants_limit_lines=True,

@@ -33,7 +33,7 @@ def intent(order: Order, answer: AdmitResponse, now_ms: int) -> AttemptEvent:
     return AttemptEvent(
         request_id=order.request_id, attempt=grant.attempt, lease_id=grant.lease_id, route=order.route,
         key_id=grant.key_id, owner=grant.owner, account_id=grant.account_id, pool_id=grant.pool_id,
-        model=order.model, client=order.client, streamed=order.streamed, admitted_at_ms=grant.admitted_at_ms,
+        model=order.model, client=order.caller.client, streamed=order.streamed, admitted_at_ms=grant.admitted_at_ms,
         started_at_ms=now_ms, decision=answer.decision, sent_model=grant.send_model,
     )
 
@@ -88,7 +88,7 @@ def denial(order: Order, refusal: Refusal, status: int, now_ms: int) -> AttemptE
     """Return the record of a request that was refused before any attempt."""
     return AttemptEvent(
         request_id=order.request_id, attempt=0, route=order.route, key_id=refusal.key_id or order.key_id,
-        owner=refusal.owner or order.owner, model=order.model, client=order.client, streamed=order.streamed,
+        owner=refusal.owner or order.owner, model=order.model, client=order.caller.client, streamed=order.streamed,
         started_at_ms=now_ms, decision=refusal.decision, outcome=OUTCOME_DENIED, status=status, reason=refusal.code,
         retry_after_ms=refusal.retry_after_ms,
     )

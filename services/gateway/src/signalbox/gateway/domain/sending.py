@@ -22,14 +22,14 @@ def request_head(
     if head is None:
         if len(caller.heads) >= MAX_HEADS:
             caller.heads.clear()
-        head = caller.heads[kind] = _without_length(target, authority, caller.headers, credential)
+        head = caller.heads[kind] = _without_length(target, authority, caller, credential)
     return b"%bcontent-length: %d\r\n\r\n" % (head, length)
 
 
-def _without_length(target: bytes, authority: bytes, headers: list[Header], credential: tuple[Header, ...]) -> bytes:
+def _without_length(target: bytes, authority: bytes, caller: Caller, credential: tuple[Header, ...]) -> bytes:
     parts = [b"POST ", target, b" HTTP/1.1\r\nhost: ", authority, b"\r\n"]
     added = dict(credential)
-    for name, value in upstream(headers):
+    for name, value in upstream(caller.headers, caller.fields):
         if name in added:
             if name != _MERGED:
                 continue
