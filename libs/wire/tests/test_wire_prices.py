@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from signalbox.wire.models import base_name
 from signalbox.wire.prices import Cost, PriceBook, PriceDataError
-from signalbox.wire.usage import Usage, UsageMeter, parse_usage, usage_of_message
+from signalbox.wire.usage import MessageUsage, Usage, UsageMeter, parse_usage, usage_of_message
 
 BOOK = PriceBook.load()
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
@@ -188,6 +188,31 @@ def test_later_reports_replace_what_they_name(reports: list[dict[str, int | None
 def test_odd_answers_never_break_the_reader(value: object) -> None:
     found = usage_of_message(json.dumps(value).encode())
     assert found is None or found.usage.input_tokens >= 0
+
+
+TOLD = b'"model":"claude-opus-5","stop_reason":"tool_use","usage":{"input_tokens":11,"output_tokens":7}'
+DEEP = b"[" * 50_000 + b"]" * 50_000
+
+
+@pytest.mark.parametrize("body", [
+    b'{"content":[{"input":"\\ud800"}],%s}' % TOLD,
+    b'{"content":NaN,%s}' % TOLD,
+    b'{"content":[{"input":%s}],%s}' % (DEEP, TOLD),
+    b' { "x" : {"usage":{"input_tokens":9}}, %s , "content":%s, "y":"},\\"{[" } ' % (TOLD, DEEP),
+    b"\xef\xbb\xbf{%s}" % TOLD,
+], ids=["half of a surrogate pair", "NaN", "deep", "deep, with traps", "byte order mark"])
+def test_what_the_strict_parser_refuses_is_billed_all_the_same(body: bytes) -> None:
+    assert usage_of_message(body) == MessageUsage(Usage(input_tokens=11, output_tokens=7), "claude-opus-5", "tool_use")
+
+
+def test_names_that_are_no_utf_8_do_not_spread() -> None:
+    found = usage_of_message(b'{"model":"x\\ud800","usage":{"output_tokens":7,"service_tier":"\\udfff"}}')
+    assert found == MessageUsage(Usage(output_tokens=7, service_tier="?"), "x?")
+
+
+@pytest.mark.parametrize("body", [b'{"content":%s' % DEEP, b'{"content":%s}}' % DEEP, b'{"content":%s}' % DEEP[:-1], DEEP])
+def test_what_is_deep_and_not_whole_has_no_usage(body: bytes) -> None:
+    assert usage_of_message(body) is None
 
 
 @pytest.mark.parametrize("body", [b'{"model":"\xff","usage":{}}', b'{"usage":3,"content":"\xff"}', b"[" * 99_999, b"", b"[]"])

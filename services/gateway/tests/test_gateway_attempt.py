@@ -307,3 +307,17 @@ def test_a_whole_answer_that_is_no_json_is_broken(counted):
     machine = attempt(streamed=False, counted=counted)
     assert feed(machine, b'{"content": [], "usage": {"inp', head=JSON) == (b"", Finish.NOTHING)
     assert (machine.ending.trouble, machine.ending.reason, machine.ending.had_content) == (Trouble.BROKEN, "not_json", False)
+
+
+@pytest.mark.parametrize("content", [b'"\\ud800"', b"[" * 5000 + b"]" * 5000])
+def test_a_whole_answer_that_parsers_stumble_over_is_passed_on_and_billed(content):
+    body = b'{"model": "m", "content": %s, "usage": {"input_tokens": 11, "output_tokens": 7}}' % content
+    machine = attempt(streamed=False)
+    assert feed(machine, body, head=JSON) == (body, Finish.WHOLE)
+    assert (machine.ending.usage.input_tokens, machine.ending.usage.output_tokens) == (11, 7)
+
+
+def test_a_whole_answer_of_brackets_alone_is_broken():
+    machine = attempt(streamed=False)
+    assert feed(machine, b"[" * 99_999, head=JSON) == (b"", Finish.NOTHING)
+    assert machine.ending.reason == "not_json"

@@ -25,6 +25,9 @@ _MAX_TREE_NODES = 100_000
 # Writing a text down again is quicker than stepping through it, but takes its size in memory once more.
 _MAX_REWRITTEN_BYTES = 16 << 10
 _decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+# Strings, and whatever tells where a value begins or ends.
+_STRUCTURE = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[\[{]|[\]}]|[:,]', re.DOTALL)
+_MAX_OUTLINED_BYTES = 4 << 20
 
 
 class NotAnObject(ValueError):
@@ -126,6 +129,35 @@ def _find_ambiguity(text: bytes, interest: frozenset[str]) -> None:
 def _loads(text: bytes, hook: Callable[[list[tuple[str, Any]]], Any]) -> Any:
     """Parse without turning digits into numbers, which nobody needs here and Python refuses for very many of them."""
     return json.loads(text, object_pairs_hook=hook, parse_int=str, parse_float=str)
+
+
+def outline(text: bytes, interest: Iterable[str]) -> dict[str, bytes] | None:
+    """Return those members of an object that are of interest, as raw bytes, however deep the others are nested.
+
+    For valid JSON that parsers refuse for its depth alone: brackets are counted, and nothing else is checked. None
+    where they do not make one object, or the text is too large to be stepped through.
+    """
+    if len(text) > _MAX_OUTLINED_BYTES or not text.lstrip().startswith(b"{"):
+        return None
+    names = {b'"' + name.encode() + b'"': name for name in interest}
+    found: dict[str, bytes] = {}
+    depth, begin, last, name = 0, 0, b"", ""
+    for mark in _STRUCTURE.finditer(text):
+        token = mark.group()
+        if token in b"[{":
+            depth += 1
+            continue
+        if token in b"]}":
+            depth -= 1
+        if depth == 1 and token == b":":
+            begin, name = mark.end(), names.get(last, "")
+        elif name and ((depth == 1 and token == b",") or depth == 0):
+            found[name], name = text[begin : mark.start()].strip(), ""
+        elif depth == 1:
+            last = token
+        if depth == 0:
+            return found if not text[mark.end() :].strip() else None
+    return None
 
 
 def tree(text: bytes, interest: Iterable[str]) -> Any:

@@ -3,10 +3,12 @@
 Source: wire-facts §1 (usage, usage merge, iterations). What tokens cost is prices.py's business.
 """
 
+import json
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
+from signalbox.wire.json_object import outline
 from signalbox.wire.models import base_name
 
 MAX_COUNT = 10**12
@@ -167,15 +169,30 @@ def _usage_of_odd_message(body: bytes) -> MessageUsage | None:
     try:
         parsed = msgspec.json.decode(body)
     except (ValueError, RecursionError):
-        return None
+        parsed = _read_leniently(body)
     if not isinstance(parsed, dict):
         return None
-    usage, named, stop_reason = parsed.get("usage"), parsed.get("model"), parsed.get("stop_reason")
+    usage = parsed.get("usage")
     reported = usage if isinstance(usage, dict) else {}
-    model = serving_model(reported, named if isinstance(named, str) else "")
-    return MessageUsage(
-        parse_usage(reported, model), model, stop_reason if isinstance(stop_reason, str) else "",
-    )
+    model = serving_model(reported, _text(parsed.get("model")))
+    return MessageUsage(parse_usage(reported, model), model, _text(parsed.get("stop_reason")))
+
+
+def _read_leniently(body: bytes) -> Any:
+    """Read an answer that holds what the strict parser refuses, None where it is no JSON at all.
+
+    A caller can have a tool called with half of a surrogate pair or a thousand brackets; what it cost still counts.
+    """
+    try:
+        return json.loads(body)
+    except RecursionError:
+        members = outline(body, ("model", "usage", "stop_reason"))
+    except ValueError:
+        return None
+    try:
+        return members and {name: json.loads(value) for name, value in members.items()}
+    except (ValueError, RecursionError):
+        return None
 
 
 def parse_usage(reported: dict[str, Any], model: str) -> Usage:
@@ -273,4 +290,5 @@ def _count(value: object) -> int:
 
 
 def _text(value: object) -> str:
-    return value if isinstance(value, str) else ""
+    """Return a text that can be written as UTF-8: half of a surrogate pair becomes a question mark."""
+    return value.encode(errors="replace").decode() if isinstance(value, str) else ""

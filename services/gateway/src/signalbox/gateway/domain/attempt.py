@@ -367,6 +367,6 @@ def _encoded(headers: Headers) -> bool:
 def _is_json(body: bytes) -> bool:
     try:
         json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
