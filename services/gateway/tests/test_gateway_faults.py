@@ -182,6 +182,16 @@ async def test_a_last_429_becomes_pool_limited_with_the_soonest_time(gate, wire)
     assert body["request_id"] == reply.headers["x-signalbox-request-id"]
 
 
+@pytest.mark.parametrize(("told_s", "retry_after"), [((5, 3600), "5"), ((3600, None), "1"), ((None, 3600), "1")])
+async def test_the_soonest_time_is_that_of_any_account_that_was_tried(gate, wire, told_s, retry_after):
+    gate.scheduler.max_attempts = 2
+    for seconds in told_s:
+        await gate.provider(error(429, "rate_limit_error", *([b"retry-after: %d" % seconds] if seconds else [])))
+    reply = await gate.client.post(wire.BODY)
+    assert (reply.error_code, reply.headers["x-signalbox-attempts"]) == ("pool_limited", "2")
+    assert reply.headers["retry-after"] == retry_after
+
+
 async def test_the_last_5xx_reaches_the_caller_byte_for_byte(gate, wire):
     gate.scheduler.max_attempts = 2
     fault = error(529, "overloaded_error", b"retry-after: 3")

@@ -13,6 +13,7 @@ from signalbox.v1.common_pb2 import OUTCOME_TIMEOUT
 from signalbox.v1.scheduler_pb2 import AccountEffect, AdmitResponse, Grant
 
 FRESH_ENOUGH_S = 2.0
+UNTOLD_MS = 1000    # what a limited account is waited for that did not say how long
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,8 @@ class Course:
         self._tried_in_place: set[str] = set()
         self._refreshed: set[str] = set()
         self._meaning = FINE
+        self._serves_again_ms: list[int] = []    # when limited accounts that were tried do, in Redis's time
+        self._soonest_ms = 0                     # from the last attempt to the first of these
         self.effect: AccountEffect | None = NO_EFFECT
         self.needs_new_connection = False
         self.credential_version = ""     # that the last attempt was made with
@@ -57,6 +60,10 @@ class Course:
         self.needs_new_connection = False
         if ending.committed or meaning.direction is Direction.NOWHERE:
             return _ENOUGH
+        if meaning.limited:
+            now_ms = grant.admitted_at_ms + int(ending.took_s * 1000)
+            self._serves_again_ms.append(now_ms + (ending.retry_after_ms or UNTOLD_MS))
+            self._soonest_ms = max(UNTOLD_MS, min(self._serves_again_ms) - now_ms)
         account = grant.account_id
         if meaning.direction is Direction.REFRESH and account not in self._refreshed:
             self._refreshed.add(account)
@@ -91,7 +98,7 @@ class Course:
 
     def _last_word_on_error(self, ending: Ending, denial: AdmitResponse | None) -> Verbatim | Refusal:
         if self._meaning.limited:
-            return _limited(ending, denial)
+            return _limited(self._soonest_ms, denial)
         if not self._meaning.accounts_own:
             assert ending.answer is not None
             return Verbatim(ending.answer, ending.answer_body)
@@ -100,9 +107,9 @@ class Course:
         return Refusal("pool_unavailable", "No account that could serve this is usable now; see their conditions.")
 
 
-def _limited(ending: Ending, denial: AdmitResponse | None) -> Refusal:
+def _limited(soonest_ms: int, denial: AdmitResponse | None) -> Refusal:
     """A last 429 becomes pool_limited, with the soonest time at which some account serves again."""
-    waits_ms = [ending.retry_after_ms]
+    waits_ms = [soonest_ms]
     if denial is not None:
         if denial.denial.error_code != "pool_limited":
             return from_answer(denial)
