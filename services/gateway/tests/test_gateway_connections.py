@@ -80,6 +80,18 @@ async def test_http_1_0_callers_get_whole_answers_too(gate, wire, ok):
     assert "transfer-encoding" not in reply.headers
 
 
+async def test_http_1_0_callers_are_not_told_to_continue(gate, wire, ok):
+    await gate.provider(ok)
+    old = gate.client.message(wire.body(), headers={"expect": "100-continue"}).replace(b"HTTP/1.1", b"HTTP/1.0")
+    head, _, body = old.partition(b"\r\n\r\n")
+    reader, writer = await gate.client.connect()
+    writer.write(head + b"\r\n\r\n")
+    await asyncio.sleep(0.1)
+    writer.write(body)
+    assert (await gate.client.read(reader)).status == 200
+    writer.close()
+
+
 async def test_an_offered_upgrade_is_ignored(gate, wire, ok):
     await gate.provider(ok, ok)
     raw = gate.client.message(wire.body(), headers={"connection": "Upgrade, HTTP2-Settings", "upgrade": "h2c"})

@@ -19,7 +19,7 @@ BIG = 64 * 1024 + 1
 
 @pytest.mark.parametrize("path", [
     "/v1/messages", "/api/v1/messages", "/claude/v1/messages", "/anthropic/v1/messages", "//v1//messages",
-    "/api//v1/messages?beta=true", "http://relay.example/v1/messages",
+    "/api//v1/messages?beta=true", "http://relay.example/v1/messages", "/api/v1/%6Dessages?beta=true",
 ])
 async def test_every_spelling_of_the_route_reaches_the_provider_under_its_own(gate, wire, ok, path):
     provider = await gate.provider(ok)

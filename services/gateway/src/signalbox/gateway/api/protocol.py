@@ -260,11 +260,11 @@ class RelayProtocol(HttpToolsProtocol):
         if caller is None or not self._same_head:
             caller = self._caller = Caller(self.headers, self._peer)
         length = None if caller.chunked else int(self._length or 0)
+        http10 = self.parser.get_http_version() == "1.0"
         exchange = Exchange(
             self, self.buffers, route=route, query=query, caller=caller, length=length,
-            max_body=self.settings.max_body_bytes, expects_continue=caller.expects_continue,
-            keep_alive=self.parser.should_keep_alive(), http10=self.parser.get_http_version() == "1.0",
-            now_s=self._reading_since_s,
+            max_body=self.settings.max_body_bytes, expects_continue=caller.expects_continue and not http10,
+            keep_alive=self.parser.should_keep_alive(), http10=http10, now_s=self._reading_since_s,
         )
         self._incoming = exchange
         busy = self.cycle is not None and not self.cycle.response_complete

@@ -2,6 +2,7 @@
 
 from functools import lru_cache
 from re import compile as regex
+from urllib.parse import unquote_to_bytes
 
 import httptools
 
@@ -34,7 +35,7 @@ def relayed_target(method: bytes, target: bytes) -> tuple[str | None, bytes]:
     query = url.query or b""
     if method != b"POST":
         return None, query
-    path = url.path or b"/"
+    path = unquote_to_bytes(url.path or b"/")    # spelt with escapes it is the same path (RFC 3986, 6.2.2)
     return RELAYED.get(path) or RELAYED.get(plain_path(path)), query
 
 
