@@ -161,6 +161,13 @@ def test_plain_http_goes_to_this_machine_and_this_cluster(url: str) -> None:
     assert read("ClaudeAccount", baseURL=url).problems == ()
 
 
+@pytest.mark.parametrize("port", ["0", "080", "65536", "99999", "100000"])
+def test_a_port_that_no_connection_has_is_refused(port: str) -> None:
+    (problem,) = read("ClaudeAccount", baseURL=f"https://api.example.com:{port}/v1").problems
+    assert problem.path == "spec.baseURL"
+    assert read("ClaudeAccount", baseURL="https://api.example.com:65535/v1").problems == ()
+
+
 def test_plain_http_goes_anywhere_on_request() -> None:
     assert read("ClaudeAccount", baseURL="http://api.example.com", allowInsecure=True).problems == ()
 

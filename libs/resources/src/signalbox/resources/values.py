@@ -37,6 +37,7 @@ USD_PATTERN = r"^([0-8]?[0-9]{1,6}(\.[0-9]{1,9})?|9000000(\.0{1,9})?)$"
 TIME_PATTERN = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?(Z|[+-][0-9]{2}:[0-9]{2})$"
 NETWORK_PATTERN = r"^[0-9A-Fa-f:.]{2,45}/(0|[1-9][0-9]{0,2})$"
 _HOST = r"([A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])"
+_PORT = r"([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
 _PATH = r"(/[A-Za-z0-9._~%!$&'()*+,;=:@/-]*)?"
 
 # Where plain http may carry a credential: this machine, and Services of the same cluster.
@@ -228,7 +229,7 @@ URL = Annotated[
     str,
     Text(
         "an http(s) URL without user, query and fragment",
-        pattern=rf"^https?://{_HOST}(:[0-9]{{1,5}})?{_PATH}$",
+        pattern=rf"^https?://{_HOST}(:{_PORT})?{_PATH}$",
         max_length=MAX_URL,
     ),
 ]
