@@ -50,6 +50,8 @@ def refusal(env: dict[str, str]) -> str:
     ("SIGNALBOX_REDIS_URL", "unix:///nowhere/redis.sock", "Redis at unix:///nowhere/redis.sock"),
     ("SIGNALBOX_REDIS_URL", "redis://user:hidden@127.0.0.1:1/0", "Redis at redis://127.0.0.1:1"),
     ("SIGNALBOX_REDIS_URL", "http://127.0.0.1:1", "SIGNALBOX_REDIS_URL"),
+    ("SIGNALBOX_REDIS_URL", "redis://127.0.0.1:redis", "SIGNALBOX_REDIS_URL"),
+    ("SIGNALBOX_REDIS_URL", "redis://user:hidden/1@127.0.0.1:1/0", "SIGNALBOX_REDIS_URL"),
     ("SIGNALBOX_SCHEDULER_LISTEN", "nonsense", "SIGNALBOX_SCHEDULER_LISTEN"),
     ("SIGNALBOX_SCHEDULER_LISTEN", "unix:/nowhere/s.sock", "/nowhere/s.sock"),
     ("SIGNALBOX_SCHEDULER_SESSION_LISTEN", "unix:/nowhere/session.sock", "/nowhere/session.sock"),

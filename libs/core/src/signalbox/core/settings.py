@@ -30,15 +30,17 @@ Address = Annotated[str, AfterValidator(_address)]
 """Where a room listens or is found: `unix:/path` or `host:port`."""
 
 
-def _shared(name: str, default: Any, description: str) -> Any:
-    return Field(default, validation_alias=f"SIGNALBOX_{name}", description=description)
+def _shared(name: str, default: Any, description: str, **bounds: Any) -> Any:
+    return Field(default, validation_alias=f"SIGNALBOX_{name}", description=description, **bounds)
 
 
 class RoomSettings(BaseSettings):
     """What every room reads. Times in seconds, sizes in bytes."""
 
     # Built when first used: of this class and the rooms' own, a process uses one.
-    model_config = SettingsConfigDict(frozen=True, extra="ignore", populate_by_name=True, defer_build=True)
+    model_config = SettingsConfigDict(
+        frozen=True, extra="ignore", populate_by_name=True, defer_build=True, allow_inf_nan=False,
+    )
 
     shared_secret: SecretStr = _shared(
         "SHARED_SECRET", SecretStr(""),
@@ -63,10 +65,10 @@ class RoomSettings(BaseSettings):
     start_patience_s: float = _shared(
         "START_PATIENCE_SECONDS", 0.0,
         "How long a starting room waits for its Redis or database to appear before it gives up. In a cluster, where "
-        "everything starts at once, waiting is quicker than being restarted.",
+        "everything starts at once, waiting is quicker than being restarted.", ge=0,
     )
     stop_grace_s: float = _shared(
-        "STOP_GRACE_SECONDS", 30.0, "How long a stopping room lets running work finish before it cuts it.",
+        "STOP_GRACE_SECONDS", 30.0, "How long a stopping room lets running work finish before it cuts it.", ge=0,
     )
 
     @model_validator(mode="after")

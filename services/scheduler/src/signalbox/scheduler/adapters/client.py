@@ -8,6 +8,7 @@ from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 
+from signalbox.core.errors import StartupError
 from signalbox.scheduler.settings import SchedulerSettings
 
 _SENTINEL_PORT = 26379
@@ -45,7 +46,21 @@ def _address(text: str) -> tuple[str, int]:
 
 
 def client(settings: SchedulerSettings) -> tuple[Any, str]:
-    """Return a client that asks once and reports what fails, and where it leads, without a password."""
+    """Return a client that asks once and reports what fails, and where it leads, without a password.
+
+    Raises StartupError where the URL can't be taken apart.
+    """
+    try:
+        return _client(settings)
+    except (ValueError, TypeError):
+        # What was wrong is not quoted: a "/" in a password makes the half of it a port.
+        raise StartupError(
+            "SIGNALBOX_REDIS_URL", "can't be taken apart: it is SCHEME://USER:PASSWORD@HOST:PORT/DB, with a port up to "
+            "65535; other characters than letters and digits in a password are written as %2F and the like",
+        ) from None
+
+
+def _client(settings: SchedulerSettings) -> tuple[Any, str]:
     url = settings.redis_url.get_secret_value()
     options: dict[str, Any] = {
         "socket_timeout": settings.redis_timeout_s, "socket_connect_timeout": settings.redis_timeout_s,
