@@ -78,6 +78,19 @@ def test_what_goes_wrong_is_one_clear_line_and_a_status(arguments: list[str], co
     assert done.stdout == ""
 
 
+@pytest.mark.parametrize("lines", [1, 5000], ids=["in the buffer", "beyond it"])
+def test_an_output_that_takes_nothing_is_told_and_no_defect(tmp_path: Path, lines: int) -> None:
+    (tmp_path / "k.yaml").write_text(GOOD + "".join(f"  x{n}: 1\n" for n in range(lines)))
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([SIGNALBOX, "check", str(tmp_path)], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "signalbox: No space left on device"
+    assert "Traceback" not in done.stderr
+    closed = subprocess.run(["sh", "-c", f"exec {SIGNALBOX} check {tmp_path} >&-"], capture_output=True, text=True, check=False)
+    assert closed.returncode == 1
+    assert "Traceback" not in closed.stderr
+
+
 def test_an_address_of_an_unknown_form_is_named() -> None:
     done = run("status", env={"SIGNALBOX_ADDR": "http://x"})
     assert done.returncode == 2

@@ -188,6 +188,10 @@ def test_lists_have_the_contracts_fields(up: Up) -> None:
         assert up.json(noun, "describe", name)[0]["name"] == name
         assert name in up.run(noun, "describe", name).stdout
         assert up.run(noun, "describe", "nobody").returncode == 1
+        assert up.json("describe", name)[0]["name"] == name
+    assert [row["kind"] for row in up.json("describe", "default/ada")] == ["RelayKey"]
+    assert "kind:" in up.run("describe", "acme").stdout
+    assert up.run("describe", "nobody").returncode == 1
     assert up.json("requests") == []
     assert up.json("usage", "--by", "key,day", "--since", "7d") == []
     assert up.run("usage", "-o", "csv").stdout.startswith("key,requests,")

@@ -3,6 +3,7 @@ so that `--help` and `check` stay quick."""
 # ruff: noqa: PLC0415, PLR0917 - imported where used, so that --help stays quick; options are parameters
 
 import gc
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -30,8 +31,13 @@ def main() -> None:
     """Run the command line; every error that is raised on purpose becomes one line on stderr."""
     # What a command imports stays: looking for cycles in it every 700 objects takes a tenth of the time.
     gc.set_threshold(20_000, 20, 20)
+    if sys.stdout is None:    # closed by whoever called
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - as long as the process
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except (StartupError, BadUsage) as e:
         what = "cannot start: " if isinstance(e, StartupError) else ""
         note(f"signalbox: {what}{e}")
@@ -42,6 +48,11 @@ def main() -> None:
     except BrokenPipeError:
         # `signalbox requests | head`: the reader has enough.
         sys.stderr.close()
+        sys.exit(EXIT_FAILED)
+    except OSError as e:
+        # A full disk behind stdout, mostly. What is left in its buffer can't be written when the process ends either.
+        note(f"signalbox: {e.strerror or e}" + (f": {e.filename}" if e.filename else ""))
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the process ends
         sys.exit(EXIT_FAILED)
 
 
@@ -118,6 +129,17 @@ def check(
     from signalbox.cli.commands.check import check as examine
 
     examine(directory, output)
+
+
+@app.command()
+def describe(
+    name: options.Name, data: options.Data = None, cluster: options.InCluster = False, context: options.Context = None,
+    output: options.Output = Format.TABLE,
+) -> None:
+    """Show everything about the account, pool or key of this name, or all of them."""
+    from signalbox.cli.commands.registry import describe_any
+
+    describe_any(options.place(data, cluster, context), name, output)
 
 
 @app.command()

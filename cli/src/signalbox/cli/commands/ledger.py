@@ -113,7 +113,7 @@ def show_requests(target: Target, wanted: RequestsFilter, output: Format) -> Non
         return
     print_table(
         _REQUEST_TITLES, [_request_cells(row) for row in rows], right=_REQUEST_TITLES[7:],
-        empty="No request was made yet.",
+        empty="The ledger has no such request.",
     )
 
 

@@ -73,6 +73,20 @@ def describe(place: Place, noun: Noun, name: str, output: Format) -> None:
         _print_details(row)
 
 
+def describe_any(place: Place, name: str, output: Format) -> None:
+    """Print everything about the objects of any kind with this name. Raises CommandFailed where there is none."""
+    nouns = (ACCOUNTS, POOLS, KEYS)
+    rows: list[Row] = [{"kind": noun.kind, **row} for noun in nouns for row in place.rows(noun.kind, name)]
+    if not rows:
+        raise CommandFailed(f"there is no account, pool or key {object_id(name)}: their `list` commands show all")
+    if output is Format.JSON:
+        print_json(rows)
+        return
+    for i, row in enumerate(rows):
+        print("\n" * bool(i), end="")
+        _print_details(row)
+
+
 def test_account(target: Target, name: str, model: str, output: Format) -> None:
     """Make one count_tokens call with an account's credential. Raises CommandFailed when the provider refuses."""
     account = object_id(name)
