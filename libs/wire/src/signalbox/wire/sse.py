@@ -24,8 +24,9 @@ _DELTA = (
     rb'"%s[^"\\\r\n]*+(?:\\[^\r\n][^"\\\r\n]*+)*+)"\} *+\} *+\n\n'
 )
 _DELTA_CHUNK = re.compile(
-    rb"([0-9A-Fa-f]{1,6})\r\n(" + _DELTA % b"(" + rb"((?:" + _DELTA % b"(?:" + rb")*+))\r\n"
+    rb"([0-9A-Fa-f]{1,6})\r\n" + _DELTA % b"(" + rb"((?:" + _DELTA % b"(?:" + rb")*+)\r\n"
 )
+_CHUNK_FRAMING = 4    # bytes around a chunk's content, but for the digits of its size
 _DELTA_TEXT = re.compile(rb'"(?:text|thinking|partial_json)"\s*+:\s*+"((?:[^"\\]++|\\.)*+)"', re.DOTALL)
 # Frames without these words can only be content deltas, block ends and pings; a delta's text may hold one.
 _NOT_PLAIN = (b"message_", b"error", b"content_block_start")
@@ -102,20 +103,20 @@ class StreamReader:
         """
         if self._partial or not self.content_seen:
             return 0
-        end = 0
-        while end < len(raw):
+        end, there = 0, len(raw)
+        while end < there:
             chunk = _DELTA_CHUNK.match(raw, end)
             if chunk is None:
                 break
-            size, text, more = chunk.group(1, 3, 4)
-            first, end_of_frames = chunk.span(2)
-            if int(size, 16) != end_of_frames - first:
+            size, text, more = chunk.group(1, 2, 3)
+            after = chunk.end()
+            if int(size, 16) != after - end - len(size) - _CHUNK_FRAMING:
                 break
-            end = chunk.end()
             if more:
-                self._measure(raw[first:end_of_frames])
+                self._measure(raw[end:after])
             else:
                 self.delta_bytes += _unescaped_length(text) if b"\\" in text else len(text)
+            end = after
         if end:
             self._meter.final = False    # content_after_report() without a call: this runs for every read of a stream
         return end

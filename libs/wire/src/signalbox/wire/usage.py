@@ -104,16 +104,7 @@ def usage_of_message(body: bytes) -> MessageUsage | None:
         return MessageUsage(Usage(), parsed.model or "", parsed.stop_reason or "")
     if told.iterations:
         return _usage_of_odd_message(body)
-    short, long = told.writes()
-    tools = told.server_tool_use
-    return MessageUsage(
-        Usage(
-            told.input_tokens or 0, told.output_tokens or 0, short, long, told.cache_read_input_tokens or 0,
-            (tools.web_search_requests or 0) if tools is not None else 0, told.service_tier or "",
-            told.inference_geo or "", told.speed or "",
-        ),
-        parsed.model or "", parsed.stop_reason or "",
-    )
+    return MessageUsage(told.counts(), parsed.model or "", parsed.stop_reason or "")
 
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)] | None
@@ -142,14 +133,18 @@ class _Told(msgspec.Struct):
     speed: str | None = None
     iterations: list[msgspec.Raw] | None = None
 
-    def writes(self) -> tuple[int, int]:
-        """Return cache writes by time to live."""
-        split = self.cache_creation
-        if split is None:
-            return _divided(0, 0, self.cache_creation_input_tokens)
-        return _divided(
-            split.ephemeral_5m_input_tokens or 0, split.ephemeral_1h_input_tokens or 0,
+    def counts(self) -> Usage:
+        """Return what is told, iterations left out."""
+        split, tools = self.cache_creation, self.server_tool_use
+        short, long = _divided(
+            (split.ephemeral_5m_input_tokens or 0) if split is not None else 0,
+            (split.ephemeral_1h_input_tokens or 0) if split is not None else 0,
             self.cache_creation_input_tokens,
+        )
+        return Usage(
+            self.input_tokens or 0, self.output_tokens or 0, short, long, self.cache_read_input_tokens or 0,
+            (tools.web_search_requests or 0) if tools is not None else 0, self.service_tier or "",
+            self.inference_geo or "", self.speed or "",
         )
 
 
@@ -252,6 +247,14 @@ def _without(total: Usage, others: Usage, sampled: Usage) -> Usage:
 
 
 def _counts(reported: dict[str, Any]) -> Usage:
+    try:
+        return msgspec.convert(reported, _Told).counts()
+    except msgspec.ValidationError:
+        return _odd_counts(reported)
+
+
+def _odd_counts(reported: dict[str, Any]) -> Usage:
+    """Read what can be read where some field is other than it should be."""
     short, long = _writes(reported)
     get, tools = reported.get, reported.get("server_tool_use")
     return Usage(
