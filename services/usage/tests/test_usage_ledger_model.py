@@ -31,6 +31,7 @@ from signalbox.v1.usage_pb2 import (
     RowPlace,
     UsageQuery,
 )
+from signalbox.wire.usage import Usage
 
 MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000
 NOW = 1_795_219_200_000 + 7 * HOUR + 13 * MINUTE + 17_250
@@ -41,7 +42,7 @@ DIMENSIONS = ("key", "owner", "account", "model", "day")
 class FlatPrices:
     """A price that any mistake in tokens would change."""
 
-    def price(self, usage: c.TokenUsage, model: str, at_ms: int) -> Price:
+    def price(self, usage: Usage, model: str, at_ms: int) -> Price:
         nano = sum(getattr(usage, name) * (10 ** (i + 3) + 7) for i, name in enumerate(TOKENS))
         return Price(nano, not model.startswith("claude"))
 

@@ -13,6 +13,7 @@ from signalbox.v1.common_pb2 import (
     TokenUsage,
 )
 from signalbox.v1.usage_pb2 import AttemptEvent
+from signalbox.wire.usage import Usage
 
 MESSAGES_ROUTE = "messages"
 FREE_ROUTES = frozenset({"count_tokens"})
@@ -44,7 +45,7 @@ FREE = Price(0, False)
 class Prices(Protocol):
     """The price book as the ledger uses it."""
 
-    def price(self, usage: TokenUsage, model: str, at_ms: int) -> Price:
+    def price(self, usage: Usage, model: str, at_ms: int) -> Price:
         """Return what `usage`, other models' iterations included, cost when `model` served it at `at_ms`."""
         ...
 
@@ -108,7 +109,7 @@ class Row(NamedTuple):
 def row_of(event: AttemptEvent, prices: Prices) -> Row:
     """Return the row of a normalised event (see settling.normalise)."""
     billed = is_billed(event)
-    usage = event.usage if billed else TokenUsage()
+    usage = usage_of(event.usage) if billed else Usage()
     (
         key_id, owner, account_id, pool_id, route, client, model, sent_model, served_model,
         reason, service_tier, inference_geo, speed, upstream_request_id, gateway_id, lease_id,
@@ -148,15 +149,22 @@ def is_billed(event: AttemptEvent) -> bool:
     return event.had_content
 
 
-def _folded(usage: TokenUsage) -> tuple[int, int, int, int, int, int]:
-    """Return input, output, 5-minute writes, 1-hour writes, reads and web searches, all models together."""
-    own = (
-        usage.input_tokens, usage.output_tokens, usage.cache_write_5m_tokens,
-        usage.cache_write_1h_tokens, usage.cache_read_tokens, usage.web_search_requests,
+def usage_of(told: TokenUsage) -> Usage:
+    """Return a message's usage as a value: it is read once and used for the columns and for the price."""
+    others = told.other_models
+    return Usage(
+        told.input_tokens, told.output_tokens, told.cache_write_5m_tokens, told.cache_write_1h_tokens,
+        told.cache_read_tokens, told.web_search_requests, told.service_tier, told.inference_geo, told.speed,
+        tuple([(other.model, usage_of(other.usage)) for other in others]) if others else (),
     )
+
+
+def _folded(usage: Usage) -> tuple[int, int, int, int, int, int]:
+    """Return input, output, 5-minute writes, 1-hour writes, reads and web searches, all models together."""
+    own = usage[:6]
     if not usage.other_models:
         return own
-    parts = (own, *(_folded(other.usage) for other in usage.other_models))
+    parts = (own, *(_folded(other) for _, other in usage.other_models))
     sums = [min(sum(column), MAX_TOKENS) for column in zip(*parts, strict=True)]
     return sums[0], sums[1], sums[2], sums[3], sums[4], sums[5]
 
