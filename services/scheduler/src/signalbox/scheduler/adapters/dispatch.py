@@ -91,7 +91,7 @@ class Dispatcher:
 
         Admissions that have to wait are only told of as such; their answers go to `later`, unless `owner` drops them.
         """
-        for cancel in batch.cancels:
+        for cancel in batch.cancels[:]:
             self.queue.cancel(cancel.request_id)
         began_s = time.monotonic()
         traced = self._traces.begin(batch) if self._traces is not None else _UNTRACED
@@ -107,13 +107,8 @@ class Dispatcher:
         for admission in work.admissions:
             if admission.wait is not None:
                 self._let_wait(admission, work.answer, later, owner, traced.get(admission.seq))
-                continue
-            assert admission.response is not None
-            work.answer.admits.append(admission.response)
-        if work.answer.admits:
-            self._observe(work.answer.admits, took_s)
-        for response in work.unreadable:
-            work.answer.admits.append(response)
+        if decided := [a.response for a in work.admissions if a.response is not None]:
+            self._observe(decided, took_s)
         if traced:
             for response in work.answer.admits:
                 if (trace := traced.get(response.seq)) is not None:
@@ -134,6 +129,7 @@ class Dispatcher:
             later(SchedulerBatch(admits=[response]))
 
         assert admission.wait is not None
+        admission.respond = AdmitResponse    # this answer is given without it
         wait_ms = max(1, admission.wait.until_ms - self._store.now_ms())
         if trace is not None:
             trace.waits(admission.wait.pool.id, wait_ms)
@@ -184,29 +180,32 @@ class _Work:
         self.operations: list[Operation] = []
         self.answer = SchedulerBatch()
         self.admissions = list(waiting)
-        self.unreadable: list[AdmitResponse] = []
         self.unsettled: list[SettleRequest] = []
         self._inspects: dict[int, tuple[InspectRequest, KeyPolicy | None, Denial | None]] = {}
 
     def plan(self, *, open_: bool) -> None:
         """Prepare the first round. While the gate is closed only heartbeats go to Redis."""
-        for heartbeat in self._batch.heartbeats:
+        # Fields are copied to be gone through: a loop over one itself ends with an exception, 2 us each time.
+        for heartbeat in self._batch.heartbeats[:]:
             response = self.answer.heartbeats.add(seq=heartbeat.seq)
-            for beat in heartbeat.leases:
+            for beat in heartbeat.leases[:]:
                 self._plan_beat(beat, response)
-        self.unsettled = list(self._batch.settles)
+        settles, retries, admits = self._batch.settles[:], self._batch.retries[:], self._batch.admits[:]
+        self.unsettled = settles.copy()
         if not open_:
-            self.unsettled += [r.failed for r in self._batch.retries]
-            self._deny_all()
+            self.unsettled += [r.failed for r in retries]
+            for seq in [r.seq for r in admits] + [r.seq for r in retries]:
+                self._refuse(seq)
             return
-        for settle in self._batch.settles:
+        for settle in settles:
             self._plan_settle(settle)
-        for retry in self._batch.retries:
+        for retry in retries:
             self._plan_retry(retry)
-        for request in self._batch.admits:
-            self.admissions.append(Admission.first(self._view, request, self._now_ms))
+        respond = self.answer.admits.add
+        for request in admits:
+            self.admissions.append(Admission.first(self._view, request, self._now_ms, respond))
         self._plan_admissions(self.admissions)
-        for inspect in self._batch.inspects:
+        for inspect in self._batch.inspects[:]:
             self._plan_inspect(inspect)
 
     def plan_again(self) -> None:
@@ -224,24 +223,22 @@ class _Work:
 
     def give_up(self) -> None:
         """Answer all that has no answer yet: the scheduler cannot decide now."""
-        self._deny_all()
+        for admission in self.admissions:
+            if admission.response is None and admission.wait is None:
+                admission.give_up()
+        if len(self.answer.inspects) == len(self._batch.inspects):
+            return
         answered = {r.seq for r in self.answer.inspects}
         for inspect in self._batch.inspects:
             if inspect.seq not in answered:
-                key, _ = check_key(self._view, inspect.key_hash, inspect.client, inspect.source_address, self._now_ms)
+                key, _ = check_key(self._view, inspect, self._now_ms)
                 self.answer.inspects.append(
                     inspection(self._view, inspect, key, denials.unavailable(), peek=NOTHING, now_ms=self._now_ms),
                 )
 
-    def _deny_all(self) -> None:
-        begun = {a.seq for a in self.admissions} | {r.seq for r in self.unreadable}
-        asked = [a.seq for a in self._batch.admits] + [r.seq for r in self._batch.retries]
-        self.unreadable += [
-            AdmitResponse(seq=seq, denial=denials.unavailable()) for seq in asked if seq not in begun
-        ]
-        for admission in self.admissions:
-            if admission.response is None and admission.wait is None:
-                admission.give_up()
+    def _refuse(self, seq: int) -> None:
+        """Refuse what nothing was decided about."""
+        self.answer.admits.add(seq=seq, denial=denials.unavailable())
 
     def _add(self, operation: Any, first: bytes, second: bytes, handler: _Handler) -> None:
         self.operations.append((operation, first, second))
@@ -277,10 +274,10 @@ class _Work:
     def _plan_retry(self, request: RetryRequest) -> None:
         try:
             failed = settlement(self._view, request.failed)
-            admission = Admission.following(self._view, request, failed, self._now_ms)
+            admission = Admission.following(self._view, request, failed, self._now_ms, self.answer.admits.add)
         except ValueError:
             log.warning("lease_token_unreadable", lease_id=request.failed.lease_id)
-            self.unreadable.append(AdmitResponse(seq=request.seq, denial=denials.unavailable()))
+            self._refuse(request.seq)
             return
         self.admissions.append(admission)
 
@@ -300,9 +297,7 @@ class _Work:
         self._add({"op": "beat", "id": beat.lease_id}, token, progress, renewed)
 
     def _plan_inspect(self, request: InspectRequest) -> None:
-        key, denial = check_key(
-            self._view, request.key_hash, request.client, request.source_address, self._now_ms,
-        )
+        key, denial = check_key(self._view, request, self._now_ms)
         if key is None or not (request.with_limits or key.lifetime_ms):
             self.answer.inspects.append(inspection(self._view, request, key, denial, peek=NOTHING, now_ms=self._now_ms))
             return

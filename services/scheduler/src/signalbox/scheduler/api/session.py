@@ -17,6 +17,7 @@ from signalbox.v1.scheduler_pb2 import GatewayBatch, SchedulerBatch, SettleReque
 log = logs.logger(__name__)
 
 _MOST_WAITING = 4096
+_NOTHING = SchedulerBatch()
 
 
 class Carrier(Protocol):
@@ -97,7 +98,7 @@ class GatewaySession:
         answer, unsettled = await self._dispatcher.run(batch, self.push, self)
         if unsettled:
             self._spawn(self._settle_later(unsettled))
-        if answer.ListFields():
+        if answer != _NOTHING:
             self._carrier.say(answer)
         if batch.HasField("journal_delivered"):
             self._sessions.note_delivered(self, batch.journal_delivered.epoch)
@@ -107,7 +108,7 @@ class GatewaySession:
         while settles:
             await self._gate.wait_open()
             answer, settles = await self._dispatcher.run(GatewayBatch(settles=settles), self.push, self)
-            if answer.ListFields():
+            if answer != _NOTHING:
                 self._carrier.say(answer)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:

@@ -30,7 +30,7 @@ class Admission(Deciding):
     def try_again(self, now_ms: int, woken_by: str = "") -> None:
         """Plan anew after having waited; `woken_by` is the account that has room again, "" where none in particular."""
         self._patience.has_waited(woken_by)
-        self._reasons, self._rounds, self._offers, self._foreseen = {}, 0, 0, ()
+        self._reasons, self._rounds, self._offers, self._foreseen = {}, 0, 0, None
         if self._tried:
             self._look_back(now_ms)
         self.replan(now_ms)

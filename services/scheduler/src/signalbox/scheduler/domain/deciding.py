@@ -16,8 +16,6 @@ from signalbox.scheduler.domain.granting import answer_with_grant
 from signalbox.scheduler.domain.keycheck import check_request
 from signalbox.scheduler.domain.limits import limit_states, lines_of_limits
 from signalbox.scheduler.domain.operations import (
-    COUNT_TOKENS,
-    NOTHING,
     Head,
     Retake,
     Settle,
@@ -28,7 +26,7 @@ from signalbox.scheduler.domain.operations import (
 )
 from signalbox.scheduler.domain.patience import Patience, Wait
 from signalbox.scheduler.domain.policies import KeyLimit, KeyPolicy
-from signalbox.scheduler.domain.rank import Ranked, Ranking, Wish, rank
+from signalbox.scheduler.domain.rank import ROUND_ROBIN, Ranked, Ranking, Wish, rank
 from signalbox.scheduler.domain.snapshot import NOWHERE, PoolIndex
 from signalbox.scheduler.domain.view import View
 from signalbox.v1.scheduler_pb2 import AdmitRequest, AdmitResponse, Denial, RetryRequest
@@ -40,6 +38,8 @@ _FIRST_OFFER = 3
 _LARGEST_OFFER = 64
 _EFFECTS = {"rest": "limited", "cool": "cooling", "cool_account": "cooling", "bench": "benched"}
 _NOBODY: Final[Mapping[str, str]] = MappingProxyType({})
+
+Respond = Callable[..., AdmitResponse]
 
 
 class Deciding:
@@ -53,12 +53,12 @@ class Deciding:
     stale = False
     """The snapshot is behind what Redis holds; it must be refreshed before `replan`."""
     remember_first_use_ms = 0
-    _attempt = 1
     _tried: tuple[str, ...] = ()
     _again_with = ""
     _failed: Settle | None = None
     _key: KeyPolicy | None = None
     _reach = NOWHERE
+    _ranking = Ranking()
     _last_denial: Denial | None = None
     _session = ""
     _hint: str | None = None
@@ -71,40 +71,48 @@ class Deciding:
     _stale_rounds = 0
     _limits: tuple[KeyLimit, ...] = ()
     _offered: Sequence[Ranked] = ()
-    _foreseen: Sequence[Ranked] = ()
-    _ranking: Ranking
+    _foreseen: Ranked | None = None
 
-    def __init__(self, view: View, request: AdmitRequest, seq: int, patience_: Patience, now_ms: int) -> None:
+    def __init__(
+        self, view: View, request: AdmitRequest, patience_: Patience, now_ms: int, *, seq: int, attempt: int,
+        respond: Respond,
+    ) -> None:
         self.view = view
         self.request = request
+        self.id = lease_id(request.request_id, attempt)
+        """The name of the lease that it is after."""
+        self._attempt = attempt
         self.seq = seq
         self.blob = request.SerializeToString()
         self._model = request.model
         self._reasons: dict[str, str] = {}
         """Why accounts cannot serve this request, as Redis said in this decision."""
         self._patience = patience_
-        self._ranking = Ranking()
         self._now_ms = now_ms
+        self.respond = respond
+        """Makes the response, in the answer that it goes into: messages are costly to copy."""
 
     @classmethod
-    def first(cls, view: View, request: AdmitRequest, now_ms: int) -> Self:
+    def first(cls, view: View, request: AdmitRequest, now_ms: int, respond: Respond = AdmitResponse) -> Self:
         """Begin a request's first attempt."""
-        begun = cls(view, request, request.seq, Patience(request.deadline_ms, 0), now_ms)
+        begun = cls(
+            view, request, Patience(request.deadline_ms, 0), now_ms, seq=request.seq, attempt=1, respond=respond,
+        )
         begun.replan(now_ms)
         return begun
 
     @classmethod
     def following(
-        cls, view: View, asked: RetryRequest, failed: Settle, now_ms: int,
+        cls, view: View, asked: RetryRequest, failed: Settle, now_ms: int, respond: Respond = AdmitResponse,
     ) -> Self:
         """Begin the attempt after the one that ended as `failed`. Raises ValueError for a token that is none."""
         token = asked.failed.lease_token
         head, blob = read_token(token)
         begun = cls(
-            view, AdmitRequest.FromString(blob), asked.seq, Patience(asked.deadline_ms, asked.waited_ms), now_ms,
+            view, AdmitRequest.FromString(blob), Patience(asked.deadline_ms, asked.waited_ms), now_ms,
+            seq=asked.seq, attempt=head.attempt + 1, respond=respond,
         )
         begun.token = token
-        begun._attempt = head.attempt + 1
         begun._failed = failed
         kind, reason, until_ms, *_ = failed.effect
         if kind in _EFFECTS:
@@ -118,11 +126,6 @@ class Deciding:
             begun._tried = (*head.tried, head.account_id)
         begun.replan(now_ms)
         return begun
-
-    @property
-    def id(self) -> str:
-        """The name of the lease that it is after."""
-        return lease_id(self.request.request_id, self._attempt)
 
     # ------------------------------------------------------------------------------------------------ planning
 
@@ -179,35 +182,24 @@ class Deciding:
     def _offer(self, candidates: list[Ranked]) -> None:
         key, r, waits = self._key, self.request, self._patience
         assert key is not None
-        counts = r.route != COUNT_TOKENS
-        self._limits, limits = key.limits_for(self._model) if counts else ((), ())
-        worst, usual, sizes = offering.amounts(self.view, key, r, candidates) if counts else (NOTHING, NOTHING, NOTHING)
-        slots: dict[int, int] = {}    # the pools that are offered, by their place among the key's, counted from 1
-        for c in candidates:
-            slots.setdefault(c.pool, len(slots) + 1)
-        pools = [self._reach.indexes[p].pool for p in slots]
+        offer = offering.offer(self._reach, key, self._model, r, candidates)
+        worst, usual, sizes = offering.amounts(self.view, key, self._model, r, offer)
         names: list[str] = []
         versions: list[str] = []    # of all that it rests on, where comparing the registry's keeps losing races
         if self._stale_rounds >= _MOST_LOST_RACES:
-            names, versions = offering.versions_of(key, pools, candidates)
+            names, versions = offering.versions_of(key, offer.policies, candidates)
         pin_state = self._ranking.pin_state or "gone"
         if self._again_with and self._again_with != self._hint:
             pin_state = "elsewhere"
-        self._offered = candidates
-        self._foreseen = candidates[:1]
+        self._limits, self._offered, self._foreseen = offer.limits, candidates, candidates[0]
         self._provisionally(1)
         self.operation = self._taking(last=False)(
             id=self.id, key=key.id, owner=key.owner, attempt=self._attempt, tried=self._tried,
             version=str(self.view.snapshot.version),
             names=names, versions=versions,
-            life=key.lifetime_ms, most=key.concurrency, counts=int(counts and self._attempt == 1),
-            limits=limits, usual=usual, worst=worst, sizes=sizes,
-            cands=[
-                offering.as_candidate(c, slots[c.pool], key, self._model, limits, counts=counts) for c in candidates
-            ],
-            pools=[(p.id, offering.pin_ttl_ms(p, r), int(p.refuses)) for p in pools],
-            session=self._session, pin_ttl=offering.pin_ttl_ms(pools[0], r),
-            hint=self._hint or "", hint_state=pin_state,
+            life=key.lifetime_ms, most=key.concurrency, counts=int(offer.counts and self._attempt == 1),
+            limits=offer.operands, usual=usual, worst=worst, sizes=sizes, cands=offer.cands, pools=offer.pools,
+            session=self._session, pin_ttl=offer.pools[0][1], hint=self._hint or "", hint_state=pin_state,
             refuse=int(self._reach.keeps_pins_of(self._hint or "")), bound=int(r.state_bound),
             turn=waits.turn, hurry=int(waits.hurry or waits.over),
         )
@@ -218,10 +210,17 @@ class Deciding:
 
     def _provisionally(self, change: int) -> None:
         """Count the first choice at once, so that a burst that is planned together spreads."""
-        live = self.view.live
-        for c in self._foreseen:
-            self.view.set_running(c.account.id, live.account(c.account.id).in_flight + change)
-            self.view.turns.took(self._reach.indexes[c.pool].pool.id, c.account, change)
+        if self._foreseen is None:
+            return
+        account, live = self._foreseen.account, self.view.live
+        if live.set_running(account.id, account.group, live.account(account.id).in_flight + change):
+            self.view.snapshot.release(account.id)
+        self._takes_turn(self._foreseen, change)
+
+    def _takes_turn(self, chosen: Ranked, times: int) -> None:
+        pool = self._reach.indexes[chosen.pool].pool
+        if pool.strategy == ROUND_ROBIN:
+            self.view.turns.took(pool.id, chosen.account, times)
 
     # ------------------------------------------------------------------------------------------------ answers
 
@@ -234,7 +233,7 @@ class Deciding:
             self._granted(answer)
             return
         self._provisionally(-1)
-        self._foreseen = ()
+        self._foreseen = None
         if kind == b"again":
             self._granted_before(answer[1])
         elif kind == b"stale":
@@ -267,19 +266,22 @@ class Deciding:
             self.view.snapshot.release(account.id)
         else:
             self._provisionally(-1)
-            self.view.turns.took(pool.id, account)
+            self._takes_turn(chosen, 1)
             self._passed_over(passed)
-        self._foreseen = ()
+        self._foreseen = None
         self.view.live.set_running(account.id, account.group, running)
         if first and self._failed is None:
             self.remember_first_use_ms = self._now_ms
         if self._session and pin in (b"new", b"moved"):
             self.view.pins.put(self._session, account.id)
         response = answer_with_grant(
-            self.request, account, pool, seq=self.seq, token=token, attempt=self._attempt, send_model=chosen.sends,
-            key_id=key.id, owner=key.owner, admitted_ms=self._now_ms,
+            self.respond, account, pool, seq=self.seq, lease=self.id, token=token, attempt=self._attempt,
+            send_model=chosen.sends, key_id=key.id, owner=key.owner, admitted_ms=self._now_ms,
         )
-        response.grant.repinned, response.grant.waited_ms = pin == b"moved", self._patience.total_ms(self._now_ms)
+        if pin == b"moved":
+            response.grant.repinned = True
+        if waited_ms := self._patience.total_ms(self._now_ms):
+            response.grant.waited_ms = waited_ms
         self._pin, self._pin_reason = pin.decode(), pin_reason.decode() or self._pin_reason
         why = why_chosen(self._ranking, self._offered, account.id, pin, self._again_with)
         self._finish(response, read_reports(reports), self._decision(pool.strategy, account.id, why))
@@ -293,8 +295,8 @@ class Deciding:
             self._deny(denials.unavailable())
             return
         response = answer_with_grant(
-            self.request, account, pool, seq=self.seq, token=token, attempt=head.attempt, send_model=head.model,
-            key_id=head.key_id, owner=head.owner, admitted_ms=head.admitted_ms,
+            self.respond, account, pool, seq=self.seq, lease=self.id, token=token, attempt=head.attempt,
+            send_model=head.model, key_id=head.key_id, owner=head.owner, admitted_ms=head.admitted_ms,
         )
         self._finish(response, (), self._decision(pool.strategy, account.id, REPEATED))
 
@@ -404,7 +406,7 @@ class Deciding:
     def _deny(self, denial: Denial, reports: Sequence[Sequence[int]] = ()) -> None:
         indexes = self._reach.indexes
         strategy = indexes[0].pool.strategy if indexes else ""
-        response = AdmitResponse(seq=self.seq, denial=denial)
+        response = self.respond(seq=self.seq, denial=denial)
         self._finish(response, reports, self._decision(strategy, "", denial.error_code))
 
     def _finish(self, response: AdmitResponse, reports: Sequence[Sequence[int]], decided: bytes) -> None:

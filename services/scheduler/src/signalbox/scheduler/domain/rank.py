@@ -16,6 +16,7 @@ from signalbox.scheduler.domain.snapshot import PoolIndex
 from signalbox.scheduler.domain.state import Health, LiveState
 from signalbox.scheduler.domain.tiers import FULL, SHORTLIST, Tier
 
+ROUND_ROBIN = "RoundRobin"
 _MULTIPLIER = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 
@@ -81,7 +82,6 @@ class Ranking:
 
     candidates: list[Ranked] = field(default_factory=list)
     excluded: dict[str, int] = field(default_factory=dict)
-    members: int = 0
     serving: int = 0
     considered: int = 0
     more: bool = False
@@ -103,10 +103,12 @@ def rank(pools: Sequence[PoolIndex], live: LiveState, turns: Turns, wish: Wish) 
     seen: set[str] = set()
     if wish.pinned:
         _rank_pinned(pools, live, wish, ranking, seen=seen)
+        if len(ranking.candidates) >= wish.want and not wish.woken_by:
+            ranking.more = True
+            return ranking
     if wish.woken_by and wish.woken_by not in seen:
         _rank_woken(pools, live, wish, ranking, seen=seen)
     for position, index in enumerate(pools):
-        ranking.members += len(index.members)
         if len(ranking.candidates) >= wish.want:
             ranking.more = True
             continue
@@ -240,7 +242,7 @@ def _score(
 ) -> list[_Scored]:
     """Return what was found, best first: those believed full last, then by score, ties by lot."""
     strategy = index.pool.strategy
-    if strategy == "RoundRobin":
+    if strategy == ROUND_ROBIN:
         turns.enter(index.pool.id, [f[0] for f in found])
     scored: list[_Scored] = []
     for account, sends, in_flight, full in found:
@@ -249,7 +251,7 @@ def _score(
             score = _headroom(account, in_flight, live.surplus(account.group, model_class(sends), wish.now_ms))
         elif strategy == "LeastConnections":
             score = in_flight * 1000 // account.weight
-        elif strategy == "RoundRobin":
+        elif strategy == ROUND_ROBIN:
             score = round((turns.of(index.pool.id, account.id) + 1 / account.weight) * 1_000_000)
         else:
             score = _lot(tie, account.weight)

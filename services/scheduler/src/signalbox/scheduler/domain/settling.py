@@ -33,7 +33,7 @@ def billed_tokens(usage: TokenUsage) -> tuple[int, int]:
     """Return (input with cache writes, output) of an attempt, the other models' iterations included."""
     taken = usage.input_tokens + usage.cache_write_5m_tokens + usage.cache_write_1h_tokens
     given = usage.output_tokens
-    for other in usage.other_models:
+    for other in usage.other_models[:]:    # a copy: a loop over the field itself ends with a costly exception
         more = billed_tokens(other.usage)
         taken, given = taken + more[0], given + more[1]
     return taken, given
@@ -44,11 +44,12 @@ def settlement(view: View, request: SettleRequest) -> Settle:
 
     A lease that was not used may be given back by its id alone, by a gateway that never heard of the grant.
     """
-    if request.unused and not request.lease_token:
+    token = request.lease_token
+    if not token and request.unused:
         return Settle(id=request.lease_id, unused=1)
-    head, blob = read_token(request.lease_token)
+    head, blob = read_token(token)
     asked = AdmitRequest.FromString(blob)
-    outcome, usage, windows, content = request.outcome, request.usage, request.windows, request.had_content
+    outcome, usage, windows, content = request.outcome, request.usage, request.windows[:], request.had_content
     taken, given, cost = 0, 0, 0
     if outcome == OUTCOME_OK and windows:
         view.live.learn_size(head.model_class, sum(billed_tokens(usage)))

@@ -4,7 +4,7 @@ Keeping it up to date is the adapters' business; Redis compares versions, so tha
 """
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from signalbox.scheduler.domain.policies import (
     ACCOUNT,
@@ -19,6 +19,9 @@ from signalbox.scheduler.domain.policies import (
 )
 from signalbox.scheduler.domain.tiers import Tier
 from signalbox.v1.scheduler_pb2 import Object
+
+if TYPE_CHECKING:
+    from signalbox.scheduler.domain.offering import Offer
 
 _MOST_CACHED_MODELS = 256
 
@@ -82,6 +85,8 @@ class Reach(NamedTuple):
     """Whether any of its pools pins conversations."""
     refuses: bool
     """Whether any keeps a conversation where it is pinned, come what may."""
+    offers: "dict[tuple[Any, ...], Offer]"
+    """What was offered, by what it depends on; see offering.py."""
 
     def index_of(self, account_id: str) -> PoolIndex | None:
         """Return the first of the pools that has an account."""
@@ -92,7 +97,7 @@ class Reach(NamedTuple):
         return self.refuses and any(i.pool.refuses for i in self.indexes if account_id in i.pool.members)
 
 
-NOWHERE = Reach([], has_members=False, most_attempts=0, pins=False, refuses=False)
+NOWHERE = Reach([], has_members=False, most_attempts=0, pins=False, refuses=False, offers={})
 
 
 class Snapshot:
@@ -151,8 +156,9 @@ class Snapshot:
     def key_by_hash(self, digest: bytes, now_ms: int) -> KeyPolicy | None:
         """Return the key that serves this hash now; of several the oldest document."""
         for key in self._by_hash.get(digest, ()):
-            if any(h == digest and (not until or now_ms < until) for h, until in key.hashes):
-                return key
+            for known, until_ms in key.hashes:
+                if known == digest and (not until_ms or now_ms < until_ms):
+                    return key
         return None
 
     def index(self, pool_id: str) -> PoolIndex | None:
@@ -169,7 +175,7 @@ class Snapshot:
             indexes = [i for p in key.pools if (i := self.index(p)) is not None]
             known = self._reaches[key.id] = Reach(
                 indexes, any(i.members for i in indexes), max((i.pool.max_attempts for i in indexes), default=0),
-                any(i.pool.pin_ttl_ms for i in indexes), any(i.pool.refuses for i in indexes),
+                any(i.pool.pin_ttl_ms for i in indexes), any(i.pool.refuses for i in indexes), {},
             )
         return known
 
