@@ -32,22 +32,39 @@ end
 
 local TOKEN_HEAD, HEAD_VALUES = 0x8d, 26 -- how msgpack begins a map of 13; its names and values
 
--- A map unpacked as a table grows one entry at a time; one that lies as `write_token` writes it is taken apart without,
--- to what is read here: all else is for domain/operations.py.
+-- What of a token's head is read here; all else is for domain/operations.py.
+local function head_with(e, admitted, key, probe, account, group, class, charges)
+  return {
+    e = e, admitted = admitted, key = key, probe = probe, account = account, group = group, class = class,
+    charges = charges, id = '',
+  }
+end
+
+-- A map unpacked as a table grows one entry at a time; one that lies as `write_token` writes it is taken apart without.
 local function head_of(_, k1, e, k2, t, k3, key, k4, _, k5, _, k6, _, k7, probe, k8, _, k9, account, k10, group, k11, _,
     k12, class, k13, charges)
   if k1 == 'e' and k2 == 't' and k3 == 'key' and k4 == 'owner' and k5 == 'attempt' and k6 == 'tried' and k7 == 'probe'
       and k8 == 'pool' and k9 == 'account' and k10 == 'group' and k11 == 'model' and k12 == 'class'
       and k13 == 'charges' then
-    return {
-      e = e, admitted = t, key = key, probe = probe, account = account, group = group, class = class,
-      charges = charges, id = '',
-    }
+    return head_with(e, t, key, probe, account, group, class, charges)
   end
   return nil
 end
 
+-- Heads of leases that were granted in this process and run, by token: most are settled without being read again.
+local MOST_HEADS = 2000
+local heads, heads_count = {}, 0
+
+local function forget_head(token)
+  if heads[token] then
+    heads[token], heads_count = nil, heads_count - 1
+  end
+end
+
 local function read_token(token)
+  if heads[token] then
+    return heads[token]
+  end
   local high, low, first = string.byte(token, 1, 3)
   local head = first == TOKEN_HEAD and head_of(cmsgpack.unpack_limit(token, HEAD_VALUES, 3))
   if not head then -- of another version
@@ -57,23 +74,19 @@ local function read_token(token)
   return head
 end
 
-local MOST_SHORT = 15 -- what msgpack begins in one byte: arrays of so many
-
--- An array of what is packed already.
-local function pack_array(packed)
-  local number = #packed
-  local begin = number <= MOST_SHORT and string.char(0x90 + number)
-    or string.char(0xdc, math.floor(number / 256), number % 256)
-  return begin .. table.concat(packed)
-end
-
--- The token of a new lease. Names and their order: head_of. `charges` are packed, each by itself.
+-- The token of a new lease. Names and their order: head_of.
 local function write_token(q, now, pool, cand, probes, charges, request)
   local packed = cmsgpack.pack('e', epoch, 't', now, 'key', q.key, 'owner', q.owner, 'attempt', q.attempt,
     'tried', q.tried, 'probe', probes, 'pool', pool, 'account', cand.account, 'group', cand.group,
-    'model', cand.model, 'class', cand.class, 'charges') .. pack_array(charges)
+    'model', cand.model, 'class', cand.class, 'charges', charges)
   local length = 1 + #packed
-  return string.char(math.floor(length / 256), length % 256, TOKEN_HEAD) .. packed .. request
+  local token = string.char(math.floor(length / 256), length % 256, TOKEN_HEAD) .. packed .. request
+  if heads_count >= MOST_HEADS then
+    heads, heads_count = {}, 0
+  end
+  heads[token] = head_with(epoch, now, q.key, probes, cand.account, cand.group, cand.class, charges)
+  heads_count = heads_count + 1
+  return token
 end
 
 -- Leases and numbers in flight are read once per call, and written together at its end.
@@ -135,6 +148,14 @@ local function in_flight(field)
     numbers[field] = number
   end
   return number
+end
+
+-- Reads two numbers in flight at once, where neither is known.
+local function look_at(first, second)
+  if not numbers[first] and not numbers[second] then
+    local found = redis.call('HMGET', NUMBERS, first, second)
+    numbers[first], numbers[second] = tonumber(found[1]) or 0, tonumber(found[2]) or 0
+  end
 end
 
 -- Changes a number in flight, which never falls below 0, and returns it.

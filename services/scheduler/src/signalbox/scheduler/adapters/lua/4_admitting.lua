@@ -1,8 +1,6 @@
 -- Admitting: checks, an account, a pin, reservations and a lease, all or nothing.
 -- The scheduler ranks accounts beforehand and says in `q` what may be granted; nothing here is a matter of taste.
 
-local CHARGE = '\150' -- how msgpack begins an array of 6
-
 -- Reserves; appends what to undo, as the lease carries it: {counter, period, slot, counted, reserved 2, reserved 3}.
 -- A reservation of -1 says that the dimension is not limited, so that facts are not counted either.
 local function reserve(c, limit, need, charges)
@@ -19,7 +17,7 @@ local function reserve(c, limit, need, charges)
     third = need[3]
     add(c, 3, 0, third)
   end
-  charges[#charges + 1] = CHARGE .. cmsgpack.pack(c.name, limit.per, c.slot, counted, second, third)
+  charges[#charges + 1] = {c.name, limit.per, c.slot, counted, second, third}
 end
 
 -- The candidates' health records, read at once: rests (two each) and benches.

@@ -88,8 +88,10 @@ local function settle(q, token, now, keep_slot)
     return settle_unknown(q, read_token(token), now)
   end
   local head = read_token(stored)
+  forget_head(stored)
   head.id = q.id
   drop_lease(q.id)
+  look_at('k:' .. head.key, 'a:' .. head.account)
   if not keep_slot then
     count('k:' .. head.key, -1)
   end
