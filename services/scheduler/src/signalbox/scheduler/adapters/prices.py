@@ -1,9 +1,10 @@
 """The price book as admission and settling use it. Prices, factors and rounding are signalbox.wire.prices' business."""
 
+import time
 from datetime import datetime
 from functools import lru_cache
 
-from signalbox.core.clock import SystemClock, from_ms
+from signalbox.core.clock import from_ms
 from signalbox.v1.common_pb2 import TokenUsage
 from signalbox.wire.prices import PriceBook
 from signalbox.wire.usage import Usage
@@ -14,11 +15,10 @@ class BookPrices:
 
     def __init__(self, book: PriceBook) -> None:
         self._book = book
-        self._clock = SystemClock()
 
     def worst_case(self, model: str, input_bytes: int, max_tokens: int) -> tuple[int, int]:
         """Return the most tokens and nano-dollars that a request may use."""
-        return self._book.worst_case(model, input_bytes, max_tokens, _moment(self._clock.now_ms()))
+        return self._book.worst_case(model, input_bytes, max_tokens, _moment(time.time_ns() // 1_000_000))
 
     def cost(self, usage: TokenUsage, model: str, at_ms: int) -> int:
         """Return what an attempt cost, nano-dollars."""

@@ -53,6 +53,8 @@ class Deciding:
     stale = False
     """The snapshot is behind what Redis holds; it must be refreshed before `replan`."""
     remember_first_use_ms = 0
+    respond: Respond = AdmitResponse
+    """Makes the response, in the answer that it goes into: messages are costly to copy."""
     _tried: tuple[str, ...] = ()
     _again_with = ""
     _failed: Settle | None = None
@@ -74,30 +76,26 @@ class Deciding:
     _foreseen: Ranked | None = None
 
     def __init__(
-        self, view: View, request: AdmitRequest, patience_: Patience, now_ms: int, *, seq: int, attempt: int,
-        respond: Respond,
+        self, view: View, request: AdmitRequest, patience_: Patience, now_ms: int, attempt: int,
     ) -> None:
         self.view = view
         self.request = request
         self.id = lease_id(request.request_id, attempt)
         """The name of the lease that it is after."""
         self._attempt = attempt
-        self.seq = seq
+        self.seq = request.seq
         self.blob = request.SerializeToString()
         self._model = request.model
         self._reasons: dict[str, str] = {}
         """Why accounts cannot serve this request, as Redis said in this decision."""
         self._patience = patience_
         self._now_ms = now_ms
-        self.respond = respond
-        """Makes the response, in the answer that it goes into: messages are costly to copy."""
 
     @classmethod
     def first(cls, view: View, request: AdmitRequest, now_ms: int, respond: Respond = AdmitResponse) -> Self:
         """Begin a request's first attempt."""
-        begun = cls(
-            view, request, Patience(request.deadline_ms, 0), now_ms, seq=request.seq, attempt=1, respond=respond,
-        )
+        begun = cls(view, request, Patience(request.deadline_ms, 0), now_ms, 1)
+        begun.respond = respond
         begun.replan(now_ms)
         return begun
 
@@ -109,9 +107,9 @@ class Deciding:
         token = asked.failed.lease_token
         head, blob = read_token(token)
         begun = cls(
-            view, AdmitRequest.FromString(blob), Patience(asked.deadline_ms, asked.waited_ms), now_ms,
-            seq=asked.seq, attempt=head.attempt + 1, respond=respond,
+            view, AdmitRequest.FromString(blob), Patience(asked.deadline_ms, asked.waited_ms), now_ms, head.attempt + 1,
         )
+        begun.seq, begun.respond = asked.seq, respond
         begun.token = token
         begun._failed = failed
         kind, reason, until_ms, *_ = failed.effect
