@@ -142,6 +142,18 @@ def test_init_without_a_key_writes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "d").exists()
 
 
+@pytest.mark.parametrize(("owner", "api_key", "words"), [
+    ("", "sk-ant-0123", "spec.owner: is empty"), ("o" * 257, "sk-ant-0123", "spec.owner: is longer"),
+    ("ada", "sk-\u00fc", "no API key"), ("ada", "sk-${HOME}", "no API key"),
+])
+def test_init_writes_nothing_that_check_refuses(tmp_path: Path, owner: str, api_key: str, words: str) -> None:
+    made = run("init", str(tmp_path / "d"), "--owner", owner, stdin=api_key + "\n")
+    assert made.returncode in (1, 2)
+    assert words in made.stderr
+    assert made.stdout == ""
+    assert not (tmp_path / "d").exists()
+
+
 def test_keys_create_writes_only_the_hash(tmp_path: Path) -> None:
     made = run("keys", "create", "bob", "--owner", "bob@example.com", "--manifests", str(tmp_path), "-o", "json",
                "--limit", "minute:requests=60", "--limit", "day:cost=20.00,strict", "--expires", "2030-01-01")

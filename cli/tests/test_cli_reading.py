@@ -61,7 +61,8 @@ def test_limits(text: str, limit: dict[str, Any]) -> None:
     assert parse_limit(text) == limit
 
 
-@pytest.mark.parametrize("text", ["", "minute", "minute:", "year:requests=1", "day:requests=x", "day:cost", "x"])
+@pytest.mark.parametrize("text", ["", "minute", "minute:", "year:requests=1", "day:requests=x", "day:cost", "x", "day:requests=1,requests=2",
+    "day:requests=\u00b2", "day:requests=" + "9" * 5000])
 def test_what_is_no_limit_is_refused(text: str) -> None:
     with pytest.raises(BadUsage, match=r"^--limit"):
         parse_limit(text)

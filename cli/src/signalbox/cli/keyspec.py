@@ -3,6 +3,7 @@
 A limit is typed as `PER:NUMBER=VALUE,...`, such as `minute:requests=60,tokens=100000`.
 """
 
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -14,6 +15,7 @@ from signalbox.resources.values import format_time
 
 EXAMPLES = "minute:requests=60,tokens=100000  day:cost=20.00,strict  week:cost=50,models=claude-opus-*|claude-fable-*"
 _COUNTS = ("requests", "tokens")
+_COUNT = re.compile(r"[0-9]{1,20}")
 
 
 def key_spec(
@@ -63,9 +65,13 @@ def parse_limit(text: str) -> dict[str, Any]:
     if period is None:
         raise BadUsage(f"--limit {text}: must begin with one of {', '.join(p.lower() for p in Period)} and a colon")
     limit: dict[str, Any] = {"per": period.value}
+    given_names: set[str] = set()
     for part in (p.strip() for p in rest.split(",")):
         name, given, value = part.partition("=")
-        if name in _COUNTS and value.isdigit():
+        if name in given_names:
+            raise BadUsage(f"--limit {text}: {name} is given twice")
+        given_names.add(name)
+        if name in _COUNTS and _COUNT.fullmatch(value):
             limit[name] = int(value)
         elif name == "cost" and value:
             limit["costUSD"] = value

@@ -10,20 +10,21 @@ from pathlib import Path
 from signalbox.cli.errors import BadUsage, CommandFailed
 from signalbox.cli.output import note
 from signalbox.core.keys import hash_key, new_key
-from signalbox.resources.documents import write_file
+from signalbox.resources.documents import render, write_file
 
 API_KEY_VARIABLE = "ANTHROPIC_API_KEY"
 
 
 def init(directory: Path, owner: str) -> None:
-    """Write the starter documents and print the first relay key, once. Raises CommandFailed, BadUsage."""
+    """Write the starter documents and print the first relay key, once. Raises CommandFailed, BadUsage, EditRefused."""
     starter = files("signalbox.cli.starter")
     templates = {item.name: item.read_text("utf-8") for item in starter.iterdir() if item.name.endswith(".yaml")}
     in_the_way = sorted(name for name in templates if (directory / name).exists())
     if in_the_way:
         raise CommandFailed(f"{directory / in_the_way[0]} exists already: choose another directory")
-    api_key = _api_key()
     key = new_key()
+    render("RelayKey", "first", {"spec": {"owner": owner, "keyHash": hash_key(key)}})    # refuses what check would
+    api_key = _api_key()
     values = {"$api_key": api_key, "$owner": json.dumps(owner), "$key_hash": hash_key(key)}
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -47,6 +48,8 @@ def _api_key() -> str:
         typed = sys.stdin.readline().strip()
     if not typed:
         raise BadUsage(f"an API key is needed: set {API_KEY_VARIABLE}, or give the key on standard input")
+    if not (typed.isascii() and typed.isprintable()) or "$" in typed:
+        raise BadUsage("this is no API key: it holds other characters than letters, digits and signs")
     return json.dumps(typed)
 
 
