@@ -70,6 +70,13 @@ def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch, variables: di
     assert "short" not in str(stopped.value).replace("shorter", "")
 
 
+def test_an_env_file_that_is_no_text_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "env").write_bytes(b"SIGNALBOX_LOG_LEVEL=info\n\xff\xfe")
+    monkeypatch.setenv("SIGNALBOX_ENV_FILE", str(tmp_path / "env"))
+    with pytest.raises(StartupError, match="SIGNALBOX_ENV_FILE"):
+        settings.load(settings.RoomSettings)
+
+
 def test_secrets_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIGNALBOX_SHARED_SECRET", SECRET)
     assert SECRET not in str(settings.load(settings.RoomSettings).masked())

@@ -96,6 +96,19 @@ def test_a_file_overrides_single_entries(tmp_path: Path) -> None:
         PriceBook.load(path)
 
 
+@pytest.mark.parametrize(("content", "words"), [
+    ("[]", "list of"), ('{"prices": {}}', "list of"), ('{"prices": 5}', "list of"), ("5", "list of"), ("nonsense", "Expecting"),
+    ('{"models": []}', "models: is not"), ('{"unit": "EUR per million tokens"}', "unit"), ('{"prices": [5]}', "must be an object"),
+    ('{"prices": [{"model": "m", "outptu": "1"}]}', "outptu: is not"), ('{"prices": [{"model": "m"}]}', "input"),
+    ('{"web_search_per_1000": "ten"}', "p.json"), ('{"batch_multiplier": null}', "p.json"),
+])
+def test_a_file_that_would_be_passed_over_in_part_is_refused(tmp_path: Path, content: str, words: str) -> None:
+    path = tmp_path / "p.json"
+    path.write_text(content)
+    with pytest.raises(PriceDataError, match=words):
+        PriceBook.load(path)
+
+
 @pytest.mark.parametrize(
     ("model", "base"),
     [("claude-opus-5-5", "claude-opus-5-5"), ("claude-opus-5-20260801", "claude-opus-5"),

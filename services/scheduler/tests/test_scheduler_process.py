@@ -52,6 +52,8 @@ def refusal(env: dict[str, str]) -> str:
     ("SIGNALBOX_REDIS_URL", "http://127.0.0.1:1", "SIGNALBOX_REDIS_URL"),
     ("SIGNALBOX_REDIS_URL", "redis://127.0.0.1:redis", "SIGNALBOX_REDIS_URL"),
     ("SIGNALBOX_REDIS_URL", "redis://user:hidden/1@127.0.0.1:1/0", "SIGNALBOX_REDIS_URL"),
+    ("SIGNALBOX_REDIS_URL", "redis+sentinel://127.0.0.1:1/none", "redis+sentinel://127.0.0.1:1/none"),
+    ("SIGNALBOX_REDIS_CA_FILE", "/nowhere/ca.pem", "SIGNALBOX_REDIS_CA_FILE"),
     ("SIGNALBOX_SCHEDULER_LISTEN", "nonsense", "SIGNALBOX_SCHEDULER_LISTEN"),
     ("SIGNALBOX_SCHEDULER_LISTEN", "unix:/nowhere/s.sock", "/nowhere/s.sock"),
     ("SIGNALBOX_SCHEDULER_SESSION_LISTEN", "unix:/nowhere/session.sock", "/nowhere/session.sock"),
@@ -63,6 +65,7 @@ def test_a_start_that_cannot_work_says_why(directory, redis_server, variable, va
     said = refusal(environment(directory, **{variable: value}))
     assert words in said
     assert "hidden" not in said
+    assert "<" not in said, "in words, not as a library writes its objects"
 
 
 def test_a_server_that_is_no_redis_is_named(directory):

@@ -112,6 +112,8 @@ def load(cls: type[S], **overrides: Any) -> S:
         return cls(**values)
     except OSError as e:
         raise StartupError(str(e.filename), e.strerror or str(e)) from e
+    except UnicodeDecodeError:
+        raise StartupError(ENV_FILE_VARIABLE, f"{env_file} is not UTF-8 text") from None
     except ValidationError as e:
         first = e.errors(include_url=False, include_input=False, include_context=False)[0]
         what = variable_name(cls, str(first["loc"][0])) if first["loc"] else "settings"

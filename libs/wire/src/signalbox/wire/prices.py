@@ -19,6 +19,11 @@ from signalbox.wire.models import base_name
 from signalbox.wire.usage import Usage
 
 _CLASSES = ("input", "cache_write_5m", "cache_write_1h", "cache_read", "output")
+_UNIT = "USD per million tokens"
+_FIELDS = frozenset(("unit", "web_search_per_1000", "batch_multiplier", "prices"))
+_ENTRY_FIELDS = frozenset((
+    *_CLASSES, "model", "provider", "from", "above", "fast_multiplier", "us_multiplier", "max_output", "source",
+))
 _OTHER_PROVIDERS = ((re.compile(r"gpt-|o\d|codex-|chatgpt-"), "openai"), (re.compile(r"gemini-"), "google"))
 PICO_PER_NANO = 1000
 
@@ -104,8 +109,8 @@ class PriceBook:
         if path is None:
             return cls(built_in)
         try:
-            return cls(built_in, json.loads(path.read_text()))
-        except ValueError as e:
+            return cls(built_in, _in_shape(json.loads(path.read_text())))
+        except (ValueError, ArithmeticError, TypeError) as e:
             raise PriceDataError(f"{path}: {e}") from e
 
     def known(self, model: str) -> bool:
@@ -168,6 +173,22 @@ class PriceBook:
                 self._found.clear()
             self._found[model] = self._by_model.get(model) or self._by_model.get(base_name(model))
         return self._found[model]
+
+
+def _in_shape(data: Any) -> Mapping[str, Any]:
+    """Return a file's content if nothing in it would be passed over in silence. Raises PriceDataError."""
+    if not isinstance(data, dict) or not isinstance(data.get("prices", []), list):
+        raise PriceDataError('must be an object with a list of "prices"')
+    if data.get("unit", _UNIT) != _UNIT:
+        raise PriceDataError(f"unit: must be {_UNIT!r}")
+    if unknown := sorted(data.keys() - _FIELDS):
+        raise PriceDataError(f"{unknown[0]}: is not a known field")
+    for row in data.get("prices", ()):
+        if not isinstance(row, dict):
+            raise PriceDataError(f"price entry {row!r}: must be an object")
+        if unknown := sorted(row.keys() - _ENTRY_FIELDS):
+            raise PriceDataError(f"price entry {row.get('model')!r}: {unknown[0]}: is not a known field")
+    return data
 
 
 def _in_force(entries: list[_Entry], at_ms: int) -> _Entry:

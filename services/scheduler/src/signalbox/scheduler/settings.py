@@ -18,6 +18,15 @@ def _redis_url(value: SecretStr) -> SecretStr:
     return value
 
 
+def _there(value: Path | None) -> Path | None:
+    if value is not None and not value.is_file():
+        raise ValueError(f"{value} is not a file")
+    return value
+
+
+ExistingFile = Annotated[Path | None, AfterValidator(_there)]
+
+
 class SchedulerSettings(TracedSettings):
     """What the scheduler reads at its start. Times in seconds."""
 
@@ -40,15 +49,15 @@ class SchedulerSettings(TracedSettings):
         SecretStr(""), validation_alias="SIGNALBOX_REDIS_SENTINEL_PASSWORD",
         description="What the Sentinels themselves ask for, where they do; the URL's password is for Redis.",
     )
-    redis_ca_file: Path | None = Field(
+    redis_ca_file: ExistingFile = Field(
         None, validation_alias="SIGNALBOX_REDIS_CA_FILE",
         description="The authority behind Redis's certificate (PEM), for rediss:// with a private one.",
     )
-    redis_cert_file: Path | None = Field(
+    redis_cert_file: ExistingFile = Field(
         None, validation_alias="SIGNALBOX_REDIS_CERT_FILE",
         description="Certificate to show to Redis (PEM), where it asks for one.",
     )
-    redis_key_file: Path | None = Field(
+    redis_key_file: ExistingFile = Field(
         None, validation_alias="SIGNALBOX_REDIS_KEY_FILE", description="The key of that certificate (PEM).",
     )
     redis_timeout_s: float = Field(

@@ -11,6 +11,7 @@ from importlib.resources import files
 from typing import Any
 
 import msgspec
+from redis.asyncio.sentinel import MasterNotFoundError
 from redis.exceptions import RedisError, ResponseError
 
 from signalbox.core.errors import StartupError, Unavailable
@@ -153,6 +154,8 @@ class Store:
 
 def _why(error: Exception) -> str:
     """Say what failed; Redis errors hold no credentials."""
+    if isinstance(error, MasterNotFoundError):    # its text is the client's, a line of a thousand characters
+        return "no Sentinel that answers knows a primary of this name"
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
