@@ -228,7 +228,7 @@ def test_what_is_deep_and_not_whole_has_no_usage(body: bytes) -> None:
     assert usage_of_message(body) is None
 
 
-@pytest.mark.parametrize("body", [b'{"model":"\xff","usage":{}}', b'{"usage":3,"content":"\xff"}', b"[" * 99_999, b"", b"[]"])
+@pytest.mark.parametrize("body", [b'{"x":NaN,"model":"\xed\xa0\x80"}', b'{"model":"\xff","usage":{}}', b'{"usage":3,"content":"\xff"}', b"[" * 99_999, b"", b"[]"])
 def test_what_is_no_message_has_no_usage(body: bytes) -> None:
     assert usage_of_message(body) is None
 

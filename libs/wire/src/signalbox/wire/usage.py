@@ -4,6 +4,7 @@ Source: wire-facts §1 (usage, usage merge, iterations). What tokens cost is pri
 """
 
 import json
+import re
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
@@ -13,6 +14,7 @@ from signalbox.wire.models import base_name
 
 MAX_COUNT = 10**12
 BYTES_PER_ESTIMATED_TOKEN = 3
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 
 
 class Usage(NamedTuple):
@@ -178,8 +180,9 @@ def _read_leniently(body: bytes) -> Any:
 
     A caller can have a tool called with half of a surrogate pair or a thousand brackets; what it cost still counts.
     """
+    body = _SURROGATE.sub(b"?", body)    # or a name could hold what nobody can write down
     try:
-        return json.loads(body)
+        return json.loads(body.decode("utf-8-sig"))
     except RecursionError:
         members = outline(body, ("model", "usage", "stop_reason"))
     except ValueError:
@@ -293,5 +296,4 @@ def _count(value: object) -> int:
 
 
 def _text(value: object) -> str:
-    """Return a text that can be written as UTF-8: half of a surrogate pair becomes a question mark."""
-    return value.encode(errors="replace").decode() if isinstance(value, str) else ""
+    return value if isinstance(value, str) else ""
