@@ -7,12 +7,13 @@ for an account the scheduler says so; it is asked again elsewhere with what is l
 
 import asyncio
 import random
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from typing import Any, Final, Generic, TypeVar
 
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from signalbox.core import logs
 from signalbox.core.embedding import embedded
@@ -41,6 +42,16 @@ SETTLE_LINGER_S = 0.025    # nobody waits for a settle: it goes with, and before
 Request = TypeVar("Request", pb.InspectRequest, pb.AdmitRequest, pb.RetryRequest)
 Response = TypeVar("Response", pb.InspectResponse, pb.AdmitResponse)
 
+# What waits to be written together, by the fields of a GatewayBatch.
+_Batch = defaultdict[int, list[Message]]
+_INSPECTS = pb.GatewayBatch.INSPECTS_FIELD_NUMBER
+_ADMITS = pb.GatewayBatch.ADMITS_FIELD_NUMBER
+_RETRIES = pb.GatewayBatch.RETRIES_FIELD_NUMBER
+_SETTLES = pb.GatewayBatch.SETTLES_FIELD_NUMBER
+_HEARTBEATS = pb.GatewayBatch.HEARTBEATS_FIELD_NUMBER
+_JOURNAL_DELIVERED = pb.GatewayBatch.JOURNAL_DELIVERED_FIELD_NUMBER
+_CANCELS = pb.GatewayBatch.CANCELS_FIELD_NUMBER
+
 _METHOD: Final = f"/{pb.DESCRIPTOR.services_by_name['Scheduler'].full_name}/Session"
 
 
@@ -53,30 +64,6 @@ class _Asked(Generic[Request, Response]):
     waits_until_s: float | None = None  # for an account, as the scheduler said
 
 
-@dataclass(slots=True)
-class _Batch:
-    """What waits to be written together."""
-
-    inspects: list[pb.InspectRequest] = field(default_factory=list)
-    admits: list[pb.AdmitRequest] = field(default_factory=list)
-    retries: list[pb.RetryRequest] = field(default_factory=list)
-    settles: list[pb.SettleRequest] = field(default_factory=list)
-    heartbeats: list[pb.HeartbeatRequest] = field(default_factory=list)
-    journal_delivered: pb.JournalDelivered | None = None
-    cancels: list[pb.Cancel] = field(default_factory=list)
-
-    def serialized(self) -> bytes:
-        seldom = pb.GatewayBatch(
-            inspects=self.inspects, retries=self.retries, heartbeats=self.heartbeats,
-            journal_delivered=self.journal_delivered, cancels=self.cancels,
-        )
-        return (
-            embedded(pb.GatewayBatch.ADMITS_FIELD_NUMBER, map(pb.AdmitRequest.SerializeToString, self.admits))
-            + embedded(pb.GatewayBatch.SETTLES_FIELD_NUMBER, map(pb.SettleRequest.SerializeToString, self.settles))
-            + seldom.SerializeToString()
-        )
-
-
 class SchedulerSession:
     """Implements ports.Scheduler over Session streams. `deliver_journal` empties the journal when a scheduler asks."""
 
@@ -87,7 +74,7 @@ class SchedulerSession:
         self._gateway_id = gateway_id
         self._deliver_journal = deliver_journal
         self._seqs = count(1)
-        self._batch = _Batch()
+        self._batch = _Batch(list)
         self._flushing = False
         self._lingering = False
         self._inspects: dict[int, _Asked[pb.InspectRequest, pb.InspectResponse]] = {}
@@ -124,17 +111,17 @@ class SchedulerSession:
 
     def inspect(self, request: pb.InspectRequest) -> Awaitable[pb.InspectResponse]:
         """Ask for a key's state. Raises SchedulerUnavailable."""
-        return self._ask(self._inspects, self._batch.inspects, request)
+        return self._ask(self._inspects, _INSPECTS, request)
 
     def admit(self, request: pb.AdmitRequest) -> Awaitable[pb.AdmitResponse]:
         """Ask for an account. Raises SchedulerUnavailable."""
         request.gateway_id = self._gateway_id
-        return self._ask(self._admits, self._batch.admits, request)
+        return self._ask(self._admits, _ADMITS, request)
 
     def retry(self, request: pb.RetryRequest) -> Awaitable[pb.AdmitResponse]:
         """End a failed attempt and ask for another account. Raises SchedulerUnavailable."""
         self._leases.pop(request.failed.lease_id, None)
-        return self._ask(self._retries, self._batch.retries, request)
+        return self._ask(self._retries, _RETRIES, request)
 
     def settle(self, request: pb.SettleRequest) -> None:
         """Hand in the end of a lease; kept until acknowledged."""
@@ -153,26 +140,26 @@ class SchedulerSession:
         return self._loop.time() + (ANSWER_WAIT_S if self.connected else CONNECT_WAIT_S)
 
     def _ask(
-        self, pending: dict[int, _Asked[Request, Response]], batch: list[Request], request: Request,
+        self, pending: dict[int, _Asked[Request, Response]], field: int, request: Request,
     ) -> Awaitable[Response]:
         request.seq = seq = next(self._seqs)
         answer: asyncio.Future[Response] = self._loop.create_future()
         pending[seq] = _Asked(request, answer, self._give_up_s(), may_be_taken=self.connected)
-        batch.append(request)
+        self._batch[field].append(request)
         self._want()
         return answer
 
     def _send_settle(self, lease_id: str, request: pb.SettleRequest) -> None:
         request.seq = seq = next(self._seqs)
         self._settling[seq] = lease_id
-        self._batch.settles.append(request)
+        self._batch[_SETTLES].append(request)
         if not self._lingering:
             self._lingering = True
             self._loop.call_later(SETTLE_LINGER_S, self._end_linger)
 
     def _end_linger(self) -> None:
         self._lingering = False
-        if self._batch.settles:
+        if _SETTLES in self._batch:
             self._want()
 
     def _send_heartbeats(self) -> None:
@@ -185,7 +172,7 @@ class SchedulerSession:
             )
             for lease in self._leases.values()
         ]
-        self._batch.heartbeats.append(
+        self._batch[_HEARTBEATS].append(
             pb.HeartbeatRequest(seq=next(self._seqs), gateway_id=self._gateway_id, leases=beats),
         )
         self._want()
@@ -226,11 +213,11 @@ class SchedulerSession:
         self.connected = True
         self._unanswered = False
         self._hurry_waiting()
-        self._batch = _Batch(
-            [asked.request for asked in self._inspects.values()],
-            [asked.request for asked in self._admits.values()],
-            [asked.request for asked in self._retries.values()],
-        )
+        self._batch = _Batch(list, {
+            _INSPECTS: [asked.request for asked in self._inspects.values()],
+            _ADMITS: [asked.request for asked in self._admits.values()],
+            _RETRIES: [asked.request for asked in self._retries.values()],
+        })
         self._settling.clear()
         asked_again: list[_Asked[Any, Any]] = [*self._admits.values(), *self._retries.values()]
         for asked in asked_again:
@@ -262,11 +249,11 @@ class SchedulerSession:
             self._hurry = None
         if self._stream is None or not self.connected:
             return
-        batch, self._batch = self._batch, _Batch()
+        batch, self._batch = self._batch, _Batch(list)
         self._unanswered = True
         if self._spoke_s is None:
             self._spoke_s = self._loop.time()
-        self._stream.send(batch.serialized())
+        self._stream.send(_serialized(batch))
 
     def _hear(self, message: bytes) -> None:
         """Take one batch of answers."""
@@ -326,7 +313,7 @@ class SchedulerSession:
         request = asked.request
         self._admits.pop(request.seq, None)
         self._retries.pop(request.seq, None)
-        self._batch.cancels.append(pb.Cancel(request_id=_request_id(request)))
+        self._batch[_CANCELS].append(pb.Cancel(request_id=_request_id(request)))
         self._want()
 
     def _hurry_waiting(self) -> None:
@@ -350,7 +337,7 @@ class SchedulerSession:
         if not await self._deliver_journal():
             return
         self._send_heartbeats()
-        self._batch.journal_delivered = pb.JournalDelivered(epoch=epoch)
+        self._batch[_JOURNAL_DELIVERED] = [pb.JournalDelivered(epoch=epoch)]
         self._want()
 
     # ------------------------------------------------------------------ in the background
@@ -385,13 +372,18 @@ class SchedulerSession:
         if silent_s > SILENT_LIMIT_S and self._stream is not None:
             self._stream.close("the scheduler was silent")
         elif silent_s > PROBE_AFTER_S and self.connected:
-            self._batch.heartbeats.append(pb.HeartbeatRequest(seq=next(self._seqs), gateway_id=self._gateway_id))
+            self._batch[_HEARTBEATS].append(pb.HeartbeatRequest(seq=next(self._seqs), gateway_id=self._gateway_id))
             self._want()
 
     def _spawn(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _serialized(batch: _Batch) -> bytes:
+    """Return the GatewayBatch."""
+    return b"".join([embedded(field, [m.SerializeToString() for m in messages]) for field, messages in batch.items()])
 
 
 def _request_id(request: pb.AdmitRequest | pb.RetryRequest) -> str:
