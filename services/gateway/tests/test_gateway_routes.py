@@ -78,9 +78,10 @@ async def test_wrong_pages_are_refused(gate, query):
     assert (reply.status, reply.error_code) == (400, "request_invalid")
 
 
-async def test_one_ill_provider_does_not_hide_the_others_models(gate):
+@pytest.mark.parametrize(("status", "body"), [(500, b"{}"), (200, b'{"data": [{"id": "\xff"}], "has_more": false}')])
+async def test_one_ill_provider_does_not_hide_the_others_models(gate, status, body):
     async def broken(w):
-        w.answer(500, b"{}")
+        w.answer(status, body)
 
     await gate.provider(broken)
     await gate.provider(models("claude-opus-5-5"))

@@ -161,7 +161,7 @@ def test_a_refusal_is_shown_without_the_secrets_that_it_quotes() -> None:
 
 @pytest.mark.parametrize(("fields", "expires_in_s"), [
     ({}, 60), ({"expires_in": "120"}, 120), ({"expires_in": 1.5}, 1.5), ({"expires_in": None}, 3600),
-    ({"expires_in": -1}, 3600), ({"expires_in": "soon"}, 3600), ({"token_type": "bearer"}, 60),
+    ({"expires_in": -1}, 3600), ({"expires_in": "soon"}, 3600), ({"expires_in": 10**400}, 3600), ({"token_type": "bearer"}, 60),
 ])
 def test_a_token_lasts_from_when_it_was_asked_for(fields: dict[str, Any], expires_in_s: float) -> None:
     answer = read_reply(reply(200, {**GOOD, **fields}), refresh_request(oauth()), NOW_MS)

@@ -297,6 +297,8 @@ async def test_a_good_probe_brings_a_rejected_key_back_and_a_401_rejects_it(refr
     (answer(302, {}, "location: http://127.0.0.1:9/steal"), 302, "redirect"),
     (answer(529, {"type": "error", "error": {"type": "overloaded_error", "message": "busy"}}), 529, "busy"),
     (b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nnope", 200, "no count_tokens answer"),
+    (answer(200, {"input_tokens": 10**30}), 200, "no count_tokens answer"),
+    (answer(200, {"input_tokens": -1}), 200, "no count_tokens answer"),
     (b"not http at all\r\n\r\n", 0, "can't be reached"),
     (b"", 0, "can't be reached"),
 ])

@@ -108,7 +108,7 @@ class ModelLists:
             raise Unavailable(route.account_id, f"HTTP {answer.status}" if answer.whole else "the answer broke off")
         try:
             return msgspec.json.decode(answer.body, type=_Listing)
-        except (msgspec.DecodeError, RecursionError) as e:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
             raise Unavailable(route.account_id, "the answer is not a list of models") from e
 
 

@@ -20,6 +20,7 @@ API_VERSION = "2023-06-01"
 DEFAULT_MODEL = "claude-haiku-4-5"
 _PATH = "/v1/messages/count_tokens"
 _MAX_ANSWER_BYTES = 64 << 10
+MAX_TOKENS = 10**12    # beyond it, it is no count
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ def _read(status: int, body: bytes, duration_ms: int, credential: Credential) ->
         message = "the provider answered with a redirect, which is not followed; check baseURL"
         return Verdict(status, "invalid_request_error", message, duration_ms, 0)
     tokens = parsed.get("input_tokens")
-    if status == httpx2.codes.OK and isinstance(tokens, int):
+    if status == httpx2.codes.OK and isinstance(tokens, int) and 0 <= tokens <= MAX_TOKENS:
         return Verdict(status, "", "", duration_ms, tokens)
     error = parsed.get("error")
     error = error if isinstance(error, dict) else {}

@@ -203,7 +203,7 @@ def _tokens(document: Mapping[str, Any], sent_at_ms: int) -> Tokens | None:
         return Tokens("", sent_at_ms, 0, refresh) if refresh else None
     try:
         lifetime_s = float(document.get("expires_in", DEFAULT_LIFETIME_S))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         lifetime_s = DEFAULT_LIFETIME_S
     if not 0 < lifetime_s <= LONGEST_LIFETIME_S:
         lifetime_s = DEFAULT_LIFETIME_S
