@@ -13,6 +13,7 @@ from typing import Self
 from signalbox.core import logs
 from signalbox.core.errors import StartupError
 from signalbox.core.settings import RoomSettings
+from signalbox.core.tls import not_by_form
 
 log = logs.logger(__name__)
 
@@ -72,7 +73,7 @@ class Certificates:
     def _context(self, purpose: ssl.Purpose) -> ssl.SSLContext:
         ca, key, cert = self._files
         self.refresh()
-        context = ssl.create_default_context(purpose, cafile=ca)
+        context = not_by_form(ssl.create_default_context(purpose, cafile=ca))
         context.load_cert_chain(cert, key)
         context.set_alpn_protocols(["h2"])
         return context

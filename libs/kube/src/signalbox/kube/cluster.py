@@ -10,14 +10,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import httpx2
 from lightkube import AsyncClient
+from lightkube.config.client_adapter import verify_cluster
 from lightkube.config.kubeconfig import KubeConfig, SingleConfig
 from lightkube.core.exceptions import ApiError, ConfigError
 from lightkube.types import PatchType
 
 from signalbox.core.errors import Refused, StartupError, Unavailable
+from signalbox.core.tls import not_by_form
 from signalbox.kube.kinds import KINDS
 
 API = "the Kubernetes API"
@@ -36,7 +40,9 @@ class Cluster:
         self.where = config.cluster.server
         self._manager = field_manager
         # The calls are overloaded by class, which is chosen here at run time.
-        self._client: Any = AsyncClient(config, field_manager=field_manager, timeout=httpx2.Timeout(timeout_s))
+        self._client: Any = AsyncClient(
+            config, field_manager=field_manager, timeout=httpx2.Timeout(timeout_s), transport=_transport(config),
+        )
 
     async def __aenter__(self) -> Self:
         """Return the connection; it opens at the first call."""
@@ -132,6 +138,17 @@ def connect(
         return Cluster(chosen, field_manager, timeout_s)
     except (ConfigError, KeyError, OSError, ValueError) as e:
         raise StartupError(str(kubeconfig or "kubeconfig"), str(e) or type(e).__name__) from e
+
+
+def _transport(config: SingleConfig) -> httpx2.AsyncHTTPTransport:
+    """Return the client's own, but for how it verifies; one that is given does not read the environment's proxies."""
+    assert config.user is not None, "a context names one"
+    server = urlsplit(config.cluster.server)
+    proxies = {} if proxy_bypass(server.netloc) else getproxies()
+    return httpx2.AsyncHTTPTransport(
+        verify=not_by_form(verify_cluster(config.cluster, config.user, config.abs_file)),
+        proxy=proxies.get(server.scheme) or proxies.get("all"),
+    )
 
 
 def _in(namespace: str | None) -> dict[str, str]:

@@ -14,6 +14,7 @@ import aiohttp
 import kopf
 from yarl import URL
 
+from signalbox.core.tls import not_by_form
 from signalbox.operator.domain.world import Seen, identity_of, read, version_of
 from signalbox.resources.crds import GROUP, PLURALS, VERSION
 from signalbox.resources.reading import Identity
@@ -70,8 +71,9 @@ class KopfWatch:
         if not isinstance(found, kopf.ConnectionInfo):
             return None
         session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ssl=found.as_ssl_context()), headers=found.as_http_headers(),
-            proxy=found.proxy_url, trust_env=found.trust_env, middlewares=[self._list_nothing],
+            connector=aiohttp.TCPConnector(limit=0, ssl=not_by_form(found.as_ssl_context())),
+            headers=found.as_http_headers(), proxy=found.proxy_url, trust_env=found.trust_env,
+            middlewares=[self._list_nothing],
         )
         return kopf.AiohttpSession(
             server=found.server, default_namespace=found.default_namespace, expiration=found.expiration,
