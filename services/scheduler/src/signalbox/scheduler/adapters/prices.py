@@ -5,7 +5,6 @@ from datetime import datetime
 from functools import lru_cache
 
 from signalbox.core.clock import from_ms
-from signalbox.v1.common_pb2 import TokenUsage
 from signalbox.wire.prices import PriceBook
 from signalbox.wire.usage import Usage
 
@@ -20,21 +19,12 @@ class BookPrices:
         """Return the most tokens and nano-dollars that a request may use."""
         return self._book.worst_case(model, input_bytes, max_tokens, _moment(time.time_ns() // 1_000_000))
 
-    def cost(self, usage: TokenUsage, model: str, at_ms: int) -> int:
+    def cost(self, usage: Usage, model: str, at_ms: int) -> int:
         """Return what an attempt cost, nano-dollars."""
-        return self._book.cost(_usage(usage), model, _moment(at_ms)).nano_usd
+        return self._book.cost(usage, model, _moment(at_ms)).nano_usd
 
 
 @lru_cache(maxsize=64)
 def _moment(ms: int) -> datetime:
     """Return a moment that a batch's requests share."""
     return from_ms(ms)
-
-
-def _usage(usage: TokenUsage) -> Usage:
-    others = usage.other_models
-    return Usage(
-        usage.input_tokens, usage.output_tokens, usage.cache_write_5m_tokens, usage.cache_write_1h_tokens,
-        usage.cache_read_tokens, usage.web_search_requests, usage.service_tier, usage.inference_geo, usage.speed,
-        tuple((other.model, _usage(other.usage)) for other in others) if others else (),
-    )

@@ -21,6 +21,7 @@ from signalbox.scheduler.domain.view import View
 from signalbox.v1.common_pb2 import OUTCOME_CLIENT_GONE, OUTCOME_OK, TokenUsage, Window
 from signalbox.v1.scheduler_pb2 import AccountEffect, AdmitRequest, LeaseBeat, SettleRequest
 from signalbox.v1.usage_pb2 import AttemptEvent, LedgerRow
+from signalbox.wire.usage import Usage
 
 _KINDS: Final = {
     AccountEffect.NONE: "", AccountEffect.REST: "rest", AccountEffect.BENCH: "bench", AccountEffect.COOL: "cool",
@@ -29,12 +30,22 @@ _KINDS: Final = {
 _NOT_PROBED: Final = ("OrganizationOnHold",)
 
 
-def billed_tokens(usage: TokenUsage) -> tuple[int, int]:
+def usage_of(told: TokenUsage) -> Usage:
+    """Return a message's usage as a value: it is read once, for what is counted and for the price."""
+    others = told.other_models
+    return Usage(
+        told.input_tokens, told.output_tokens, told.cache_write_5m_tokens, told.cache_write_1h_tokens,
+        told.cache_read_tokens, told.web_search_requests, told.service_tier, told.inference_geo, told.speed,
+        tuple([(other.model, usage_of(other.usage)) for other in others]) if others else (),
+    )
+
+
+def billed_tokens(usage: Usage) -> tuple[int, int]:
     """Return (input with cache writes, output) of an attempt, the other models' iterations included."""
     taken = usage.input_tokens + usage.cache_write_5m_tokens + usage.cache_write_1h_tokens
     given = usage.output_tokens
-    for other in usage.other_models[:]:    # a copy: a loop over the field itself ends with a costly exception
-        more = billed_tokens(other.usage)
+    for _, other in usage.other_models:
+        more = billed_tokens(other)
         taken, given = taken + more[0], given + more[1]
     return taken, given
 
@@ -52,7 +63,7 @@ def settlement(view: View, request: SettleRequest) -> Settle:
     outcome, usage, windows, content = request.outcome, request.usage, request.windows[:], request.had_content
     taken, given, cost = 0, 0, 0
     if outcome == OUTCOME_OK and windows:
-        view.live.learn_size(head.model_class, sum(billed_tokens(usage)))
+        view.live.learn_size(head.model_class, sum(billed_tokens(usage_of(usage))))
     if measures_amounts(head):
         taken, given, cost = _facts(view, head, asked, usage, request.served_model, content=content)
         if outcome == OUTCOME_OK and asked.route != COUNT_TOKENS:
@@ -67,11 +78,12 @@ def settlement(view: View, request: SettleRequest) -> Settle:
 
 
 def _facts(
-    view: View, head: Head, asked: AdmitRequest, usage: TokenUsage, served_model: str, *, content: bool,
+    view: View, head: Head, asked: AdmitRequest, told: TokenUsage, served_model: str, *, content: bool,
 ) -> tuple[int, int, int]:
     """Return what an attempt used: input tokens, output tokens, nano-dollars. Without content it costs nothing."""
     if not content or asked.route == COUNT_TOKENS:
         return 0, 0, 0
+    usage = usage_of(told)
     taken, given = billed_tokens(usage)
     return taken, given, view.prices.cost(usage, served_model or head.model, head.admitted_ms)
 
@@ -116,7 +128,7 @@ def as_billed(operation: Reap, event: AttemptEvent, row: LedgerRow) -> Reap:
     """
     if row.admitted_at_ms and row.admitted_at_ms != event.admitted_at_ms:
         return msgspec.structs.replace(operation, tokens=0, cost=0, input=0, output=0, unused=1)
-    taken, given = billed_tokens(row.usage)
+    taken, given = billed_tokens(usage_of(row.usage))
     return msgspec.structs.replace(
         operation, tokens=taken + given, cost=row.cost_nano_usd, input=taken, output=given,
         ended=row.admitted_at_ms + row.duration_ms if row.admitted_at_ms else 0, gateway=event.gateway_id,

@@ -8,7 +8,7 @@ from signalbox.scheduler.domain.estimates import Amount, Estimates
 from signalbox.scheduler.domain.rank import Turns
 from signalbox.scheduler.domain.snapshot import Snapshot
 from signalbox.scheduler.domain.state import LiveState
-from signalbox.v1.common_pb2 import TokenUsage
+from signalbox.wire.usage import Usage
 
 _MOST_PINS = 200_000
 
@@ -20,7 +20,7 @@ class Prices(Protocol):
         """Return the most that a request may use: tokens and nano-dollars."""
         ...
 
-    def cost(self, usage: TokenUsage, model: str, at_ms: int) -> int:
+    def cost(self, usage: Usage, model: str, at_ms: int) -> int:
         """Return what an attempt cost, as the ledger will have it."""
         ...
 

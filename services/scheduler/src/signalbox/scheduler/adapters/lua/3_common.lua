@@ -74,11 +74,21 @@ local function read_token(token)
   return head
 end
 
+-- What all tokens of a candidate in a pool have in common, packed once.
+local function pack_place(cand, pool)
+  local packed = cand.places[pool]
+  if not packed then
+    packed = cmsgpack.pack('pool', pool, 'account', cand.account, 'group', cand.group, 'model', cand.model,
+      'class', cand.class, 'charges')
+    cand.places[pool] = packed
+  end
+  return packed
+end
+
 -- The token of a new lease. Names and their order: head_of.
 local function write_token(q, now, pool, cand, probes, charges, request)
   local packed = cmsgpack.pack('e', epoch, 't', now, 'key', q.key, 'owner', q.owner, 'attempt', q.attempt,
-    'tried', q.tried, 'probe', probes, 'pool', pool, 'account', cand.account, 'group', cand.group,
-    'model', cand.model, 'class', cand.class, 'charges', charges)
+    'tried', q.tried, 'probe', probes) .. pack_place(cand, pool) .. cmsgpack.pack(charges)
   local length = 1 + #packed
   local token = string.char(math.floor(length / 256), length % 256, TOKEN_HEAD) .. packed .. request
   if heads_count >= MOST_HEADS then
@@ -260,7 +270,7 @@ local read_pools = remembering(function(list) return list end)
 local read_candidate = remembering(function(c)
   return {
     account = c[1], group = c[2], most = c[3], pool = c[4], model = c[5], class = c[6], limits = build_limits(c[7]),
-    caps = build_caps(c[8], c[2]), draining = c[9] == 1,
+    caps = build_caps(c[8], c[2]), draining = c[9] == 1, places = {},
   }
 end)
 
