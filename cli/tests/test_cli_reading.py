@@ -11,7 +11,7 @@ from signalbox.cli.commands.ledger import RequestsFilter, Span, UsageFilter, new
 from signalbox.cli.errors import BadUsage
 from signalbox.cli.keyspec import key_spec, parse_limit
 from signalbox.cli.locate import Target
-from signalbox.cli.output import Format, ReportFormat
+from signalbox.cli.output import Format, ReportFormat, print_lines, print_table
 from signalbox.cli.shapes import account_row, explained_row, key_row, pool_row, request_row
 from signalbox.cli.times import parse_span, parse_when
 from signalbox.core.rows import usage_row
@@ -205,6 +205,14 @@ def test_a_story_of_a_denial() -> None:
                            key_id="default/ada", retry_after_ms=3000)
     told = "\n".join(story([explained_row(denial)]))
     assert "refused   key_limit_requests with status 429; may be tried again after 3000 ms" in told
+
+
+def test_nothing_that_is_shown_moves_the_cursor(capsys: pytest.CaptureFixture[str]) -> None:
+    escape = "x\x1b[31m\ny\u202e"
+    print_table(("A",), [(escape,)], empty="")
+    print_lines((escape, "in order: \u5217\u8eca"))
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.rstrip() for line in shown[1:]] == ["x\ufffd[31m\ufffdy\ufffd"] * 2 + ["in order: \u5217\u8eca"]
 
 
 def test_a_story_claims_no_status_for_a_further_attempt_that_was_not_made() -> None:

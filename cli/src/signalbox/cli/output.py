@@ -5,7 +5,7 @@ import contextlib
 import csv
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -25,6 +25,17 @@ class ReportFormat(StrEnum):
     TABLE = "table"
     JSON = "json"
     CSV = "csv"
+
+
+def plain(text: str) -> str:
+    """Return a text that moves no terminal's cursor: names come from documents and from what providers answer."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Print lines for people."""
+    for line in lines:
+        print(plain(line))
 
 
 def print_json(value: Any) -> None:
@@ -55,7 +66,7 @@ def print_table(
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(plain(cell)) for cell in row))
     # Without a terminal nothing says how wide the reader is; wrapping would break what greps and cuts.
     width = None if sys.stdout.isatty() else 10_000
     Console(file=sys.stdout, width=width, soft_wrap=width is not None).print(table)

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from signalbox.cli.errors import CommandFailed
-from signalbox.cli.output import Format, note, print_json
+from signalbox.cli.output import Format, note, print_json, print_lines
 from signalbox.resources.loading import load_directory
 from signalbox.resources.reconcile import plan
 from signalbox.resources.state import State
@@ -23,8 +23,7 @@ def check(directory: Path, output: Format) -> None:
             {"file": p.file, "line": p.line, "path": p.path, "reason": p.reason} for p in loaded.problems
         ])
     else:
-        for problem in loaded.problems:
-            print(problem)
+        print_lines(map(str, loaded.problems))
     if loaded.problems:
         raise CommandFailed(f"{len(loaded.problems)} problem(s) in {directory}")
     sources = {document.source for document in loaded.documents}

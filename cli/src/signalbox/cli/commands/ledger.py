@@ -9,7 +9,7 @@ from functools import partial
 from signalbox.cli.commands.common import object_id
 from signalbox.cli.errors import BadUsage, CommandFailed
 from signalbox.cli.locate import Target
-from signalbox.cli.output import Format, ReportFormat, print_csv, print_json, print_table, progress
+from signalbox.cli.output import Format, ReportFormat, print_csv, print_json, print_lines, print_table, progress
 from signalbox.cli.shapes import OUTCOMES, explained_row, request_row
 from signalbox.cli.times import parse_when
 from signalbox.core.clock import to_ms
@@ -148,7 +148,7 @@ def explain(target: Target, request_id: str, output: Format) -> None:
     if output is Format.JSON:
         print_json(rows)
         return
-    print("\n".join(story(rows)))
+    print_lines(story(rows))
 
 
 def story(rows: Sequence[Row]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from signalbox.cli.commands.common import object_id
 from signalbox.cli.errors import CommandFailed
 from signalbox.cli.locate import Target
-from signalbox.cli.output import Format, print_json, print_table, progress
+from signalbox.cli.output import Format, print_json, print_lines, print_table, progress
 from signalbox.cli.shapes import READY, account_row, key_row, pool_row
 from signalbox.core.rows import Row
 from signalbox.rooms.client import Rooms
@@ -142,10 +142,8 @@ def _because(row: Row) -> str:
 def _print_details(row: Row) -> None:
     width = max(len(name) for name in row)
     for name, value in row.items():
-        lines = _lines(value)
-        print(f"{name + ':':<{width + 2}}{lines[0] if lines else '-'}")
-        for line in lines[1:]:
-            print(" " * (width + 2) + line)
+        first, *others = _lines(value) or ["-"]
+        print_lines([f"{name + ':':<{width + 2}}{first}", *(" " * (width + 2) + line for line in others)])
 
 
 def _lines(value: Any) -> list[str]:
