@@ -2,7 +2,6 @@
 
 import base64
 import json
-import ssl
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx2
+
+from tests.support.certificates import believing
 
 CRDS = Path(__file__).resolve().parents[2] / "deploy" / "crds"
 OURS = "signalbox.dev/v1alpha1"
@@ -51,7 +52,7 @@ class Api:
     def __init__(self, kubeconfig: Path) -> None:
         config = json.loads(kubeconfig.read_text())
         cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
-        context = ssl.create_default_context(cadata=_text(cluster["certificate-authority-data"]))
+        context = believing(cadata=_text(cluster["certificate-authority-data"]))
         if "client-certificate-data" in user:
             with tempfile.NamedTemporaryFile("w", suffix=".pem") as pair:
                 pair.write(_text(user["client-certificate-data"]) + _text(user["client-key-data"]))
