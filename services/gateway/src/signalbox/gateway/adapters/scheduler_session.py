@@ -276,23 +276,24 @@ class SchedulerSession:
             self._want()
 
     def _receive(self, batch: pb.SchedulerBatch) -> None:
-        for admitted in batch.admits:
+        # Copies, as a loop over a field itself ends in an IndexError that the library writes a text for.
+        for admitted in batch.admits[:]:
             asked = self._admits.pop(admitted.seq, None) or self._retries.pop(admitted.seq, None)
             if asked is not None and not asked.answer.done():
                 asked.answer.set_result(admitted)
             elif admitted.HasField("grant"):
                 self._give_back(admitted.grant)
-        for queued in batch.queued:
+        for queued in batch.queued[:]:
             self._told_waiting(queued)
-        for settled in batch.settles:
+        for settled in batch.settles[:]:
             lease_id = self._settling.pop(settled.seq, None)
             if lease_id is not None:
                 self._settles.pop(lease_id, None)
-        for inspected in batch.inspects:
+        for inspected in batch.inspects[:]:
             looked = self._inspects.pop(inspected.seq, None)
             if looked is not None and not looked.answer.done():
                 looked.answer.set_result(inspected)
-        for beat in batch.heartbeats:
+        for beat in batch.heartbeats[:]:
             for lease_id in beat.lost:
                 log.warning("lease_lost", lease_id=lease_id)
         if batch.HasField("deliver_journal"):
