@@ -30,6 +30,13 @@ def test_the_fields_that_are_read() -> None:
     assert (facts.prompt_cache_key, facts.session, facts.state_bound, facts.unseen_input) == ("k", "", False, False)
 
 
+@pytest.mark.parametrize("more", ["", " " * MAX_USUAL_BYTES], ids=["usual", "careful"])
+@pytest.mark.parametrize(("given", "read_as"), [("0", 1), ("-0", 1), ("1", 1), ("null", 0), (None, 0)])
+def test_a_request_that_only_warms_a_cache_is_not_one_without_a_limit(more: str, given: str | None, read_as: int) -> None:
+    limit = "" if given is None else f',"max_tokens":{given}'
+    assert read_request(f'{{"model":"m"{limit}}}{more}'.encode()).max_tokens == read_as
+
+
 @pytest.mark.parametrize(
     ("text", "param"),
     [

@@ -26,6 +26,7 @@ from signalbox.wire.content import (
 from signalbox.wire.json_object import Ambiguous, NotAnObject, members
 
 MAX_TOKENS = 10**9
+WARMING_TOKENS = 1    # what `max_tokens: 0`, which only warms a cache, counts as
 MAX_MODEL_CHARS = 256
 MAX_USUAL_BYTES = 16 << 10    # beyond it, walking the members is faster than looking for each name
 READ_FIELDS = frozenset((
@@ -57,7 +58,7 @@ class RequestFacts:
     model: str
     models: tuple[str, ...]              # every model named where it can serve, the first being `model`
     stream: bool
-    max_tokens: int                      # 0: not given
+    max_tokens: int                      # at least WARMING_TOKENS; 0: not given
     session: str                         # the session part of metadata.user_id
     prompt_cache_key: str
     state_bound: bool                    # container, file id or thread: belongs to the account that made it
@@ -159,7 +160,7 @@ def _read_usual(body: bytes) -> RequestFacts | None:
     if usual.tools and any(tool.type is not None or tool.model is not UNSET for tool in usual.tools):
         return None
     seen = look_through(usual.messages) if usual.messages else Seen()
-    max_tokens, model = usual.max_tokens or 0, usual.model
+    max_tokens, model = usual.max_tokens or (WARMING_TOKENS if usual.max_tokens == 0 else 0), usual.model
     session = _usual_session(usual.metadata, body) if usual.metadata else ""
     if seen.models is None or session is None or not 0 <= max_tokens <= MAX_TOKENS or not _names_a_model(model):
         return None
@@ -207,7 +208,7 @@ def _read(body: bytes) -> RequestFacts:
         model=model,
         models=tuple(dict.fromkeys((model, *others, *tool_models, *(seen.models or ())))),
         stream=_boolean(raw, "stream"),
-        max_tokens=_natural(raw, "max_tokens"),
+        max_tokens=_max_tokens(raw, "max_tokens"),
         session=_session(raw.get("metadata", b"")),
         prompt_cache_key=_string(raw, "prompt_cache_key"),
         state_bound=seen.files or _present(raw, "container") or _present(raw, "thread"),
@@ -257,7 +258,7 @@ def _boolean(raw: dict[str, bytes], name: str) -> bool:
     return value == b"true"
 
 
-def _natural(raw: dict[str, bytes], name: str) -> int:
+def _max_tokens(raw: dict[str, bytes], name: str) -> int:
     if not _present(raw, name):
         return 0
     try:
@@ -266,7 +267,7 @@ def _natural(raw: dict[str, bytes], name: str) -> int:
         raise RequestInvalid(f"{name}: Input should be a whole number", name) from None
     if not 0 <= value <= MAX_TOKENS:
         raise RequestInvalid(f"{name}: must lie between 0 and {MAX_TOKENS}", name)
-    return value
+    return value or WARMING_TOKENS
 
 
 def _session(metadata: bytes) -> str:
