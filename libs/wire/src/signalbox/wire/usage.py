@@ -46,6 +46,16 @@ class Usage(NamedTuple):
         )
 
 
+def told_usage(told: Any) -> Usage:
+    """Return what rooms tell each other of a usage (a TokenUsage message) as a value: its fields are costly to read."""
+    others = told.other_models
+    return Usage(
+        told.input_tokens, told.output_tokens, told.cache_write_5m_tokens, told.cache_write_1h_tokens,
+        told.cache_read_tokens, told.web_search_requests, told.service_tier, told.inference_geo, told.speed,
+        tuple([(other.model, told_usage(other.usage)) for other in others]) if others else (),
+    )
+
+
 class MessageUsage(NamedTuple):
     """What a whole, not streamed, answer says of itself."""
 

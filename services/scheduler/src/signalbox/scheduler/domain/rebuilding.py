@@ -8,8 +8,9 @@ from typing import Any
 
 from signalbox.scheduler.domain.operations import lease_id
 from signalbox.scheduler.domain.policies import ACCOUNT, KEY, AccountPolicy, KeyLimit, KeyPolicy
-from signalbox.scheduler.domain.settling import billed_tokens, usage_of
+from signalbox.scheduler.domain.settling import billed_tokens
 from signalbox.v1.usage_pb2 import AccountBucket, CounterBucket, LedgerRow, QueryResponse
+from signalbox.wire.usage import told_usage
 
 _MOST_ROWS = 500
 
@@ -54,7 +55,7 @@ def told_operations(rows: Sequence[LedgerRow]) -> list[dict[str, Any]]:
     """Return the operations that tell which attempts the buckets hold that may be settled yet, and with what."""
     told = []
     for row in rows:
-        taken, given = billed_tokens(usage_of(row.usage))
+        taken, given = billed_tokens(told_usage(row.usage))
         told.append((lease_id(row.request_id, row.attempt), taken + given, row.cost_nano_usd, taken, given))
     return [{"op": "told", "rows": told[i : i + _MOST_ROWS]} for i in range(0, len(told), _MOST_ROWS)]
 

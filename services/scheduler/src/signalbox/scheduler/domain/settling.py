@@ -21,23 +21,13 @@ from signalbox.scheduler.domain.view import View
 from signalbox.v1.common_pb2 import OUTCOME_CLIENT_GONE, OUTCOME_OK, TokenUsage, Window
 from signalbox.v1.scheduler_pb2 import AccountEffect, AdmitRequest, LeaseBeat, SettleRequest
 from signalbox.v1.usage_pb2 import AttemptEvent, LedgerRow
-from signalbox.wire.usage import Usage
+from signalbox.wire.usage import Usage, told_usage
 
 _KINDS: Final = {
     AccountEffect.NONE: "", AccountEffect.REST: "rest", AccountEffect.BENCH: "bench", AccountEffect.COOL: "cool",
 }
 # Trying the account again cannot heal these; a changed document or credential can.
 _NOT_PROBED: Final = ("OrganizationOnHold",)
-
-
-def usage_of(told: TokenUsage) -> Usage:
-    """Return a message's usage as a value: it is read once, for what is counted and for the price."""
-    others = told.other_models
-    return Usage(
-        told.input_tokens, told.output_tokens, told.cache_write_5m_tokens, told.cache_write_1h_tokens,
-        told.cache_read_tokens, told.web_search_requests, told.service_tier, told.inference_geo, told.speed,
-        tuple([(other.model, usage_of(other.usage)) for other in others]) if others else (),
-    )
 
 
 def billed_tokens(usage: Usage) -> tuple[int, int]:
@@ -60,11 +50,13 @@ def settlement(view: View, request: SettleRequest) -> Settle:
         return Settle(id=request.lease_id, unused=1)
     head, blob = read_token(token)
     asked = AdmitRequest.FromString(blob)
-    outcome, usage, windows, content = request.outcome, request.usage, request.windows[:], request.had_content
+    outcome, windows, content = request.outcome, request.windows[:], request.had_content
+    shows_size, measured = outcome == OUTCOME_OK and bool(windows), measures_amounts(head)
+    usage = told_usage(request.usage) if shows_size or measured else Usage()
     taken, given, cost = 0, 0, 0
-    if outcome == OUTCOME_OK and windows:
-        view.live.learn_size(head.model_class, sum(billed_tokens(usage_of(usage))))
-    if measures_amounts(head):
+    if shows_size:
+        view.live.learn_size(head.model_class, sum(billed_tokens(usage)))
+    if measured:
         taken, given, cost = _facts(view, head, asked, usage, request.served_model, content=content)
         if outcome == OUTCOME_OK and asked.route != COUNT_TOKENS:
             view.estimates.learn(head.key_id, asked.model, (taken + given, cost))
@@ -78,12 +70,11 @@ def settlement(view: View, request: SettleRequest) -> Settle:
 
 
 def _facts(
-    view: View, head: Head, asked: AdmitRequest, told: TokenUsage, served_model: str, *, content: bool,
+    view: View, head: Head, asked: AdmitRequest, usage: Usage, served_model: str, *, content: bool,
 ) -> tuple[int, int, int]:
     """Return what an attempt used: input tokens, output tokens, nano-dollars. Without content it costs nothing."""
     if not content or asked.route == COUNT_TOKENS:
         return 0, 0, 0
-    usage = usage_of(told)
     taken, given = billed_tokens(usage)
     return taken, given, view.prices.cost(usage, served_model or head.model, head.admitted_ms)
 
@@ -108,7 +99,7 @@ def orphan(view: View, lease: str, token: bytes, last_beat: bytes, now_ms: int) 
     usage.CopyFrom(beat.usage)
     usage.output_tokens = max(usage.output_tokens, beat.output_tokens)
     content = beat.HasField("usage") or beat.output_tokens > 0
-    taken, given, cost = _facts(view, head, asked, usage, beat.served_model, content=content)
+    taken, given, cost = _facts(view, head, asked, told_usage(usage), beat.served_model, content=content)
     event = AttemptEvent(
         request_id=asked.request_id, attempt=head.attempt, lease_id=lease, route=asked.route, key_id=head.key_id,
         owner=head.owner, account_id=head.account_id, pool_id=head.pool_id, model=asked.model, client=asked.client,
@@ -128,7 +119,7 @@ def as_billed(operation: Reap, event: AttemptEvent, row: LedgerRow) -> Reap:
     """
     if row.admitted_at_ms and row.admitted_at_ms != event.admitted_at_ms:
         return msgspec.structs.replace(operation, tokens=0, cost=0, input=0, output=0, unused=1)
-    taken, given = billed_tokens(usage_of(row.usage))
+    taken, given = billed_tokens(told_usage(row.usage))
     return msgspec.structs.replace(
         operation, tokens=taken + given, cost=row.cost_nano_usd, input=taken, output=given,
         ended=row.admitted_at_ms + row.duration_ms if row.admitted_at_ms else 0, gateway=event.gateway_id,

@@ -10,10 +10,9 @@ from signalbox.v1.common_pb2 import (
     OUTCOME_ORPHANED,
     OUTCOME_UNSPECIFIED,
     Outcome,
-    TokenUsage,
 )
 from signalbox.v1.usage_pb2 import AttemptEvent
-from signalbox.wire.usage import Usage
+from signalbox.wire.usage import Usage, told_usage
 
 MESSAGES_ROUTE = "messages"
 FREE_ROUTES = frozenset({"count_tokens"})
@@ -109,7 +108,7 @@ class Row(NamedTuple):
 def row_of(event: AttemptEvent, prices: Prices) -> Row:
     """Return the row of a normalised event (see settling.normalise)."""
     billed = is_billed(event)
-    usage = usage_of(event.usage) if billed else Usage()
+    usage = told_usage(event.usage) if billed else Usage()
     (
         key_id, owner, account_id, pool_id, route, client, model, sent_model, served_model,
         reason, service_tier, inference_geo, speed, upstream_request_id, gateway_id, lease_id,
@@ -147,16 +146,6 @@ def is_billed(event: AttemptEvent) -> bool:
     if event.outcome == OUTCOME_ORPHANED:
         return event.HasField("usage")
     return event.had_content
-
-
-def usage_of(told: TokenUsage) -> Usage:
-    """Return a message's usage as a value: it is read once and used for the columns and for the price."""
-    others = told.other_models
-    return Usage(
-        told.input_tokens, told.output_tokens, told.cache_write_5m_tokens, told.cache_write_1h_tokens,
-        told.cache_read_tokens, told.web_search_requests, told.service_tier, told.inference_geo, told.speed,
-        tuple([(other.model, usage_of(other.usage)) for other in others]) if others else (),
-    )
 
 
 def _folded(usage: Usage) -> tuple[int, int, int, int, int, int]:
