@@ -1,7 +1,7 @@
 """Redis, schedulers and gateways that stand still or die: what callers see, what runs on, how soon all is back.
 
 Callers see scheduler_unavailable, ledger_unavailable, overloaded, pool_limited and their own limits, nothing else;
-running streams go on; service is back within 40 s (contract §8). Two gateways, two schedulers, one Redis, one ledger.
+running streams go on; service is back within 40 s. Two gateways, two schedulers, one Redis, one ledger.
 """
 
 import os

@@ -1,6 +1,6 @@
 """Which program calls, and which conversation it is in, by what the client itself sends.
 
-Sources: wire-facts §2 (session identity), contract §2 (order of session sources). Nothing here is proof of identity.
+Sources: docs/clients.md, Claude Code 2.1.197 as seen on the wire on 20 Nov 2026. Nothing here is proof of identity.
 """
 
 from collections.abc import Mapping

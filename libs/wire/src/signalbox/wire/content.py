@@ -1,7 +1,7 @@
 """Looks into a request's messages and tools: what binds it to an account, what bytes do not show, who else may serve.
 
 One typed pass each, which decodes names however they are spelt and skips all text; where a model is named, the place
-is read again in full, so that a repeated or escaped name is refused. Sources: wire-facts §1, SDK types of 17 Nov 2026.
+is read again in full, so that a repeated or escaped name is refused. Source: Anthropic's SDK types of 17 Nov 2026.
 """
 
 from collections.abc import Iterator

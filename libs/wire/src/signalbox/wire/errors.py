@@ -1,6 +1,6 @@
 """What a provider's error means for the relay, and Signalbox's own errors in the callers' wire format.
 
-Sources: contract §2 (error table and the paragraph after it), wire-facts §1 (error table), the table of faults.
+Sources: docs/errors.md, docs/failure-modes.md, Anthropic's API documentation (errors).
 Deciding what to do about a verdict is the gateway's and the scheduler's business.
 """
 

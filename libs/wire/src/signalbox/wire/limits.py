@@ -1,6 +1,6 @@
 """The provider's limit headers as windows. What a window means for an account is the scheduler's business.
 
-Source: wire-facts §1, response headers. Unknown windows are kept, malformed values are ignored.
+Source: Anthropic's API documentation (rate limits, headers). Unknown windows are kept, malformed values are ignored.
 """
 
 from collections.abc import Iterable

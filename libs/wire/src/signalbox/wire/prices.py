@@ -1,6 +1,6 @@
 """What tokens cost: dated prices as data, exact arithmetic, rounded half up once per attempt to the nano-dollar.
 
-prices.json is the built-in data with the source of each entry (wire-facts §7); a file of the same shape overrides it.
+prices.json is the built-in data with the source of each entry; a file of the same shape overrides it.
 Limits and the ledger use the same functions, so that they agree to the nano-dollar.
 """
 

@@ -1,6 +1,6 @@
 """Reads of a Messages request only what the relay needs, without building the whole tree, and refuses what is unclear.
 
-Sources: contract §2, wire-facts §1 (fields a gateway reads) and §2 (session identity). How field names are proved to
+Sources: Anthropic's SDK types of 17 Nov 2026, docs/clients.md for sessions. How field names are proved to
 stand once is json_object.py's business.
 """
 

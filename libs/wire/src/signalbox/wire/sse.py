@@ -1,7 +1,7 @@
 """Follows an Anthropic event stream on arbitrary chunkings: whole frames out byte for byte, usage noticed on the way.
 
 Only `message_start`, `message_delta` and `error` frames are parsed as JSON; deltas are only measured. What the frames
-mean for the caller is the gateway's business. Grammar: wire-facts on SSE order, WHATWG HTML §9.2 on framing.
+mean for the caller is the gateway's business. Sources: Anthropic's API documentation (streaming), WHATWG HTML §9.2.
 """
 
 import re

@@ -1,6 +1,6 @@
 """Token usage as Anthropic reports it: merged over a stream, completed where the end is missing, split by model.
 
-Source: wire-facts §1 (usage, usage merge, iterations). What tokens cost is prices.py's business.
+Source: Anthropic's API documentation and SDK types of 17 Nov 2026. What tokens cost is prices.py's business.
 """
 
 import json
@@ -208,7 +208,7 @@ def parse_usage(reported: dict[str, Any], model: str) -> Usage:
 
     Compactions and advisors are never in the top-level totals. Iterations of a model that declined may be: they are
     taken out where the totals are large enough to hold them. All of these are kept apart, to be priced by their own
-    model and size (SDK types of 17 Nov 2026; wire-facts §1).
+    model and size (SDK types of 17 Nov 2026).
     """
     usage = _counts(reported)
     iterations = reported.get("iterations")

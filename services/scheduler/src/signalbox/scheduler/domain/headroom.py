@@ -2,7 +2,7 @@
 
 A quota (5 hours, 7 days) is held against the time until it begins anew: what would be left then expires, so it is worth
 spending first; one that is used up faster than time goes by is spared. A rate (a minute's requests and tokens) refills
-all the time, so only what is used of it counts. Pure. Source of names and lengths: wire-facts, rate limit headers.
+all the time, so only what is used of it counts. Pure. Source of names and lengths: Anthropic's response headers.
 """
 
 from collections.abc import Iterable
