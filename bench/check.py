@@ -43,8 +43,11 @@ def load(port: int, directive: str, *arguments: str, stream: bool = False) -> di
     return result
 
 
-def liar(answer: bytes) -> int:
-    """Serves `answer`, one byte at a time, to whatever is asked, and closes. Returns its port."""
+def liar(answer: bytes, *, at_once: bool = False) -> int:
+    """Serves `answer` to whatever is asked, and closes. Returns its port.
+
+    The answer goes out one byte at a time, or `at_once`: in one segment with the end of the connection.
+    """
     server = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:
@@ -53,7 +56,9 @@ def liar(answer: bytes) -> int:
             with connection, contextlib.suppress(OSError):  # the caller may have seen enough
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 connection.recv(65536)
-                for i in range(len(answer)):
+                if at_once:
+                    connection.send(answer, socket.MSG_MORE)
+                for i in range(0 if at_once else len(answer)):
                     connection.send(answer[i : i + 1])
 
     threading.Thread(target=serve, daemon=True).start()
@@ -102,6 +107,12 @@ def check_faults_are_seen(port: int) -> None:
         result = load(liar(answer), "n=1", "-c", "1", "-t", "0.2")
         assert result["ok"] >= 1, (answer, result)
         assert result["incomplete"] == 0, (answer, result)
+
+
+def check_ended_connections_are_not_taken_up(_: int) -> None:
+    result = load(liar(JSON_ANSWER, at_once=True), "n=1", "-c", "1", "-t", "0.2")
+    assert result["errors"] == 0, result
+    assert result["opened"] == result["ok"] > 1, result
 
 
 def check_omission_is_not_coordinated(port: int) -> None:

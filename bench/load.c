@@ -219,10 +219,20 @@ static void connect_and_begin(struct conn *c, uint64_t due) {
   watch(c, EPOLL_CTL_ADD, true);
 }
 
+// Whether the other side has ended an idle connection, or sent what nobody asked for, and epoll has not said so yet.
+static bool is_gone(const struct conn *c) {
+  char byte;
+  return recv(c->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) >= 0 || errno != EAGAIN;
+}
+
 // False: every connection is taken.
 static bool start_request(uint64_t due) {
-  if (idle_len) {
+  while (idle_len) {
     struct conn *c = idle[--idle_len];
+    if (is_gone(c)) {
+      close_conn(c);
+      continue;
+    }
     c->reused = true;
     c->state = BUSY;
     begin(c, due);
