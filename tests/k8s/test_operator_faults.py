@@ -122,6 +122,30 @@ def test_an_operator_that_was_thought_dead_gives_way_and_takes_over_when_the_new
         alone.mend()
 
 
+def test_a_status_does_not_run_ahead_of_what_is_in_force(api: Api, alone: Release, sim: Simulator, ns: str) -> None:
+    """Whoever has read that a document was observed reads what it says, not what the one before it said."""
+    tenant(api, alone, ns, sim.url)
+    within(SOON_S, lambda: reason(api, ns) == "Serves")
+    for state, means in (("Paused", "Paused"), ("Active", "Serves")) * 2:
+        alone.signal("scheduler", signal.SIGSTOP)
+        try:
+            generation = api.merge("RelayKey", "ada", {"spec": {"state": state}}, ns)["metadata"]["generation"]
+            time.sleep(2)  # twice as long as a status waits for the next one at most
+            assert observed(api, ns) < generation, f"{state} is not in force"
+        finally:
+            alone.signal("scheduler", signal.SIGCONT)
+        within(SOON_S, lambda generation=generation: observed(api, ns) == generation)
+        assert reason(api, ns) == means
+
+
+def observed(api: Api, ns: str) -> int:
+    return int((api.get("RelayKey", "ada", ns) or {}).get("status", {}).get("observedGeneration", 0))
+
+
+def reason(api: Api, ns: str) -> str:
+    return str(api.condition("RelayKey", "ada", "Ready", ns).get("reason"))
+
+
 def said(release: Release, event: str) -> int:
     """How often operators have logged an event."""
     return sum(f'"{event}"' in line for line in release.log["operator"])

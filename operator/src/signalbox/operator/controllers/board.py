@@ -2,12 +2,20 @@
 
 import asyncio
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
-from signalbox.operator.domain.world import Seen, World
+from signalbox.operator.domain.world import Seen, Version, World
 from signalbox.resources.models import SIGNALBOX_KINDS
 from signalbox.resources.reading import Identity
 from signalbox.resources.state import Desired, DesiredObject
 from signalbox.v1 import scheduler_pb2, token_refresher_pb2
+
+
+class Told(NamedTuple):
+    """What the registry said of an object last: of which revision of it, and its status message, packed."""
+
+    revision: str
+    packed: bytes
 
 
 class Board:
@@ -18,8 +26,10 @@ class Board:
         self.complete = False
         """Whether everything was listed once, so that what is not in `world` does not exist."""
         self.desired: dict[Identity, DesiredObject] = {}
-        self.live: dict[Identity, bytes] = {}
-        """The registry's status message of each object, packed: ten thousand of them lie here."""
+        self.judged: dict[Identity, Version] = {}
+        """Of which version of each object `desired` was made; a newer one may have come since."""
+        self.live: dict[Identity, Told] = {}
+        """What the registry says of each object: ten thousand lie here."""
         self.grants: dict[str, token_refresher_pb2.GrantStatus] = {}
         self.refused: dict[str, str] = {}
         """Why the token-refresher would not take a grant, by account."""
@@ -57,22 +67,33 @@ class Board:
             self.withdrawn.append(identity)
         self.changed.set()
 
-    def plan(self, desired: Desired) -> None:
-        """Take in a new plan."""
+    def plan(self, desired: Desired, judged: dict[Identity, Version]) -> None:
+        """Take in a new plan, and of which versions of the objects it was made."""
         fresh = {Identity(o.kind, *o.id.split("/", 1)): o for o in desired.objects}
         self.mark(i for i, o in fresh.items() if (old := self.desired.get(i)) is None or (old is not o and old != o))
         self.mark(i for i in self.desired if i not in fresh)
-        self.desired = fresh
+        self.mark(i for i, version in judged.items() if self.judged.get(i) != version)
+        self.desired, self.judged = fresh, judged
 
     # ------------------------------------------------------------------ statuses
 
     def learn(self, item: scheduler_pb2.ObjectWithStatus) -> None:
         """Take in what the registry says of an object."""
         identity = Identity(item.object.kind, *item.object.id.split("/", 1))
-        packed = message_of(item).SerializeToString(deterministic=True)
-        if self.live.get(identity) != packed:
-            self.live[identity] = packed
+        told = Told(item.object.revision, message_of(item).SerializeToString(deterministic=True))
+        if self.live.get(identity) != told:
+            self.live[identity] = told
             self.mark([identity])
+
+    def awaits_registry(self, identity: Identity) -> bool:
+        """Whether the registry has spoken of an earlier form of an object only than the one that is in force.
+
+        A grant that was refused keeps its account in the earlier form.
+        """
+        told, desired = self.live.get(identity), self.desired.get(identity)
+        if told is None or desired is None or identity.id in self.refused:
+            return False
+        return told.revision != desired.revision
 
     def refuse(self, refused: Mapping[str, str], tried: Iterable[str]) -> None:
         """Take in which of the grants that were put just now were refused, and why."""

@@ -119,7 +119,7 @@ class Documents:
         """Bring everything into force, or begin to; return seconds until the next pass is due anyway."""
         began_s = time.monotonic()
         registry, seeds = await self._present()
-        loaded = self._board.world.documents()
+        loaded, versions = self._board.world.documents(), self._board.world.versions()
         desired = await asyncio.to_thread(
             plan, loaded, self._state, now=datetime.now(UTC), policy=self._policy, healings=self._board.healings,
             kept=self._kept,
@@ -128,7 +128,7 @@ class Documents:
         actions = [action for action in diff(desired, registry, seeds) if self._still_holds(action, desired)]
         if not await self._act_until_changed(actions):
             return 0.0
-        self._board.plan(desired)  # after it is in force, for a status must not run ahead of the truth
+        self._board.plan(desired, versions)  # after it is in force, for a status must not run ahead of the truth
         if actions:
             log.info("documents_in_force", actions=len(actions))
         self._failure = ""

@@ -115,20 +115,29 @@ class Statuses:
         await self._write(seen, old, status)
 
     def _status(self, seen: Seen, old: dict[str, Any]) -> dict[str, Any] | None:
-        """Return what the status should be, None where there is nothing to say yet."""
+        """Return what the status should be, None where there is nothing to say yet.
+
+        Whoever reads that a document is in force may rely on it. So a status tells of the document that was planned
+        with, not of a newer one that has only been seen, and of no state that an earlier document gave the object.
+        """
         identity = seen.identity
         desired = self._board.desired.get(identity)
+        generation = seen.generation
         if desired is not None:
-            judged = desired.conditions
+            of = self._board.judged[identity]
+            if of.uid != seen.uid or self._board.awaits_registry(identity):
+                return None
+            judged, generation = desired.conditions, of.generation
         elif seen.document.problems:
             first = seen.document.problems[0]
             message = f"{first.path}: {first.reason}"
             judged = (Condition(c.READY, False, c.INVALID, message), Condition(c.ACCEPTED, False, c.INVALID, message))
         else:
             return None
-        packed = self._board.live.get(identity)
+        told = self._board.live.get(identity)
+        packed = told.packed if told is not None else None
         facts = Facts(
-            generation=seen.generation, judged=judged, old=old, now=datetime.now(UTC),
+            generation=generation, judged=judged, old=old, now=datetime.now(UTC),
             account=_unpack(scheduler_pb2.AccountStatus, packed if identity.kind == "ClaudeAccount" else None),
             pool=_unpack(scheduler_pb2.PoolStatus, packed if identity.kind == "AccountPool" else None),
             key=_unpack(scheduler_pb2.KeyStatus, packed if identity.kind == "RelayKey" else None),

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from signalbox.resources.loading import LoadResult
 from signalbox.resources.models import (
@@ -28,6 +28,13 @@ MAX_SECRET_VALUE: Final = 64 << 10
 _IGNORED_SECRETS: Final = frozenset({"helm.sh/release.v1", "kubernetes.io/service-account-token"})
 _METADATA: Final = ("name", "namespace", "labels", "uid", "creationTimestamp", "generation", "deletionTimestamp")
 _MOST_GONE: Final = 20_000
+
+
+class Version(NamedTuple):
+    """Which document an object has: two objects that had a name one after the other differ in uid."""
+
+    uid: str
+    generation: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +184,10 @@ class World:
                 del self._seen[identity]
                 news.add(identity)
         return news
+
+    def versions(self) -> dict[Identity, Version]:
+        """Return which document each of our objects has."""
+        return {i: Version(seen.uid, seen.generation) for i, seen in self._seen.items() if i.kind in SIGNALBOX_KINDS}
 
     def documents(self) -> LoadResult:
         """Return what should be planned with: everything but what is being deleted.
