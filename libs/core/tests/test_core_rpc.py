@@ -6,7 +6,10 @@ from pathlib import Path
 import grpc
 import httpx2
 import pytest
+import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from pydantic_settings import SettingsConfigDict
+from structlog.testing import capture_logs
 
 from signalbox.core import rpc, settings
 from signalbox.core.errors import StartupError
@@ -77,9 +80,33 @@ def test_an_env_file_that_is_no_text_is_named(monkeypatch: pytest.MonkeyPatch, t
         settings.load(settings.RoomSettings)
 
 
-def test_secrets_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SIGNALBOX_SHARED_SECRET", SECRET)
-    assert SECRET not in str(settings.load(settings.RoomSettings).masked())
+class Kitchen(settings.RoomSettings):
+    model_config = SettingsConfigDict(env_prefix="SIGNALBOX_KITCHEN_")
+
+    ovens: int = 1
+
+
+def test_a_room_begins_its_log_with_its_settings_and_those_that_are_mistyped(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+) -> None:
+    (tmp_path / "env").write_text("SIGNALBOX_KITCHEN_OVEN=1\nSIGNALBOX_KITCHEN_OVENS=2\n")
+    for name, value in {
+        "SIGNALBOX_SHARED_SECRET": SECRET, "SIGNALBOX_ENV_FILE": str(tmp_path / "env"),
+        "SIGNALBOX_KITCHEN_TOKEN": "hunter2", "SIGNALBOX_KITCHEN_LOGLEVEL": "info", "SIGNALBOX_KITCHEN_ADDRESS": "x", "SIGNALBOX_CELLAR_OVENS": "3",
+        "SIGNALBOX_KITCHEN_SERVICE_HOST": "10.0.0.1", "SIGNALBOX_KITCHEN_SERVICE_PORT_HTTP": "80",
+        "SIGNALBOX_KITCHEN_PORT": "tcp://10.0.0.1:80", "SIGNALBOX_KITCHEN_PORT_80_TCP_ADDR": "10.0.0.1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    with capture_logs() as written:
+        settings.load(Kitchen).announce(structlog.get_logger())
+    assert SECRET not in str(written)
+    assert "hunter2" not in str(written)
+    assert (written[0]["event"], written[0]["ovens"]) == ("starting", "2")
+    assert [(one["event"], one["name"], one["meant"]) for one in written[1:]] == [
+        ("setting_unknown", "SIGNALBOX_KITCHEN_LOGLEVEL", "SIGNALBOX_LOG_LEVEL"),
+        ("setting_unknown", "SIGNALBOX_KITCHEN_OVEN", "SIGNALBOX_KITCHEN_OVENS"),
+        ("setting_unknown", "SIGNALBOX_KITCHEN_TOKEN", ""),
+    ]
 
 
 async def test_telemetry_tells_what_is_missing(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ _TRY_AGAIN_S = 1.0
 async def main(settings: OperatorSettings, stop: asyncio.Event) -> None:
     """Reconcile until `stop` is set. Raises StartupError."""
     logs.configure("operator", settings.log_level, settings.log_format)
-    log.info("starting", **settings.masked())
+    settings.announce(log)
     metrics = Metrics()
     readiness = Readiness(NEED)
     telemetry = TelemetryServer(

@@ -5,9 +5,12 @@ under plain `SIGNALBOX_` names. docs/settings.md is generated from the descripti
 """
 
 import os
+import re
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
+from dotenv import dotenv_values
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -15,6 +18,8 @@ from signalbox.core.errors import StartupError
 
 ENV_FILE_VARIABLE = "SIGNALBOX_ENV_FILE"
 MIN_SECRET_CHARS = 32
+# Other names with a room's prefix: where other rooms find it, and what Kubernetes tells pods of a Service so called.
+_NOT_A_ROOMS_OWN = re.compile(r"_ADDRESS$|_SERVICE_(HOST|PORT)|_PORT(_\d+_|$)")
 
 
 def _address(value: str) -> str:
@@ -91,9 +96,25 @@ class RoomSettings(BaseSettings):
         """The shared secret's bytes."""
         return self.shared_secret.get_secret_value().encode()
 
-    def masked(self) -> dict[str, str]:
-        """Return every setting as text for the start-up log; secrets appear as stars."""
-        return {name: str(getattr(self, name)) for name in type(self).model_fields}
+    def announce(self, log: Any) -> None:
+        """Begin a room's log: its settings, secrets as stars, and mistyped names, which nobody reads."""
+        log.info("starting", **{name: str(getattr(self, name)) for name in type(self).model_fields})
+        for name, meant in self.unread().items():
+            log.warning("setting_unknown", name=name, meant=meant)
+
+    def unread(self) -> dict[str, str]:
+        """Return variables called like this room's that are none, each with the setting it is most like, or ""."""
+        prefix = str(self.model_config.get("env_prefix", ""))
+        known = {variable_name(type(self), field) for field in type(self).model_fields}
+        endings = {name.removeprefix(prefix).removeprefix("SIGNALBOX_"): name for name in known}
+        env_file = os.environ.get(ENV_FILE_VARIABLE)
+        named = {name.upper() for name in (*os.environ, *(dotenv_values(env_file) if env_file else ()))}
+        found: dict[str, str] = {}
+        for name in sorted(named - known):
+            if prefix and name.startswith(prefix) and not _NOT_A_ROOMS_OWN.search(name):
+                like = get_close_matches(name.removeprefix(prefix), endings, 1, 0.8)
+                found[name] = endings[like[0]] if like else ""
+        return found
 
 
 S = TypeVar("S", bound=RoomSettings)

@@ -53,7 +53,7 @@ def give_large_blocks_back() -> None:
 async def main(config: GatewaySettings, stop: asyncio.Event) -> None:
     """Serve until `stop` is set. Raises StartupError."""
     logs.configure(ROOM, config.log_level, config.log_format)
-    log.info("starting", **config.masked())
+    config.announce(log)
     give_large_blocks_back()
     gateway = Gateway(config)
     await gateway.start()

@@ -46,7 +46,7 @@ _TRACES_S = 2.0
 async def main(settings: SchedulerSettings, stop: asyncio.Event) -> None:
     """Serve until `stop` is set. Raises StartupError."""
     logs.configure(ROOM, settings.log_level, settings.log_format)
-    log.info("starting", **settings.masked())
+    settings.announce(log)
     room = Room(settings, REGISTRY)
     await room.start()
     log.info("listening", listen=settings.listen)

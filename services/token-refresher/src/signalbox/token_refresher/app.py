@@ -115,7 +115,7 @@ def _traces(tracing: Tracing | None) -> Traces | None:
 async def main(settings: TokenRefresherSettings, stop: asyncio.Event) -> None:
     """Serve until `stop` is set. Raises StartupError."""
     logs.configure(ROOM, settings.log_level, settings.log_format)
-    log.info("starting", **settings.masked())
+    settings.announce(log)
     clock = SystemClock()
     readiness = Readiness(NEED)
     telemetry = TelemetryServer(settings.telemetry_address, readiness)

@@ -40,7 +40,7 @@ MARGIN_S = 1.5    # of the patience, for one more try to end
 async def main(settings: UsageSettings, stop: asyncio.Event) -> None:
     """Serve until `stop` is set. Raises StartupError."""
     logs.configure("usage", settings.log_level, settings.log_format)
-    log.info("starting", **settings.masked())
+    settings.announce(log)
     clock = SystemClock()
     prices = LedgerPrices.load(settings.prices_file)
     writer, reader = await patiently(settings.start_patience_s, lambda: _open_ledger(settings))
