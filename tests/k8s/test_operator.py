@@ -52,6 +52,14 @@ def test_what_is_applied_serves_and_says_so(api: Api, release: Release, sim: Sim
     assert release.key_info(key)[0] == 200
 
 
+def test_a_pool_that_was_implied_gets_a_document(api: Api, release: Release, sim: Simulator, ns: str) -> None:
+    """`default` stands in the registry before anybody has written it down."""
+    tenant(api, release, ns, sim.url)
+    time.sleep(2)  # all that there is to say of it is said
+    api.apply(placed(pool("default", ["acme"]), ns))
+    within(SOON_S, lambda: ready(api, "AccountPool", "default", ns) == ("True", "Serves"))
+
+
 def test_what_kubectl_get_shows_of_serving_objects(api: Api, release: Release, sim: Simulator, ns: str) -> None:
     tenant(api, release, ns, sim.url)
     apply_key(api, ns, expiresAt="2099-01-01T00:00:00Z")

@@ -124,8 +124,8 @@ class Statuses:
         desired = self._board.desired.get(identity)
         generation = seen.generation
         if desired is not None:
-            of = self._board.judged[identity]
-            if of.uid != seen.uid or self._board.awaits_registry(identity):
+            of = self._board.judged.get(identity)
+            if of is None or of.uid != seen.uid or self._board.awaits_registry(identity):
                 return None
             judged, generation = desired.conditions, of.generation
         elif seen.document.problems:
