@@ -138,12 +138,35 @@ def test_a_status_does_not_run_ahead_of_what_is_in_force(api: Api, alone: Releas
         assert reason(api, ns) == means
 
 
-def observed(api: Api, ns: str) -> int:
-    return int((api.get("RelayKey", "ada", ns) or {}).get("status", {}).get("observedGeneration", 0))
+def test_a_key_is_paused_and_says_so_while_the_token_refresher_is_away(
+    api: Api, alone: Release, sim: Simulator, ns: str,
+) -> None:
+    """Without it nothing new can be planned; what withdraws access does not wait for that, and is told."""
+    key = tenant(api, alone, ns, sim.url)
+    before = said(alone, "documents_not_in_force")
+    alone.kill("token_refresher")
+    alone.restart("scheduler")
+    within(PATIENCE_S, lambda: said(alone, "documents_not_in_force") > before)
+    set_state(api, ns, "Paused")
+    within(SOON_S, lambda: reason(api, ns) == "Paused")
+    assert observed(api, ns) == 2
+    assert "key_paused" in alone.call(key)[1]
 
 
-def reason(api: Api, ns: str) -> str:
-    return str(api.condition("RelayKey", "ada", "Ready", ns).get("reason"))
+def test_a_key_that_is_made_paused_never_seems_to_serve(api: Api, alone: Release, sim: Simulator, ns: str) -> None:
+    tenant(api, alone, ns, sim.url)
+    for number in range(3):
+        apply_key(api, ns, f"k{number}", state="Paused")
+        within(SOON_S, lambda number=number: observed(api, ns, f"k{number}") == 1)
+        assert reason(api, ns, f"k{number}") == "Paused"
+
+
+def observed(api: Api, ns: str, name: str = "ada") -> int:
+    return int((api.get("RelayKey", name, ns) or {}).get("status", {}).get("observedGeneration", 0))
+
+
+def reason(api: Api, ns: str, name: str = "ada") -> str:
+    return str(api.condition("RelayKey", name, "Ready", ns).get("reason"))
 
 
 def said(release: Release, event: str) -> int:

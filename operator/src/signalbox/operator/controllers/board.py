@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from signalbox.operator.domain.world import Seen, Version, World
+from signalbox.operator.domain.world import Edition, Seen, World
 from signalbox.resources.models import SIGNALBOX_KINDS
 from signalbox.resources.reading import Identity
 from signalbox.resources.state import Desired, DesiredObject
@@ -26,10 +26,12 @@ class Board:
         self.complete = False
         """Whether everything was listed once, so that what is not in `world` does not exist."""
         self.desired: dict[Identity, DesiredObject] = {}
-        self.judged: dict[Identity, Version] = {}
-        """Of which version of each object `desired` was made; a newer one may have come since."""
+        self.judged: dict[Identity, Edition] = {}
+        """Of which edition of each object `desired` was made; a newer one may have come since."""
         self.live: dict[Identity, Told] = {}
         """What the registry says of each object: ten thousand lie here."""
+        self.doubtful: set[Identity] = set()
+        """Whose statuses wait until the registry has spoken of them; whatever was to tell may have been lost."""
         self.grants: dict[str, token_refresher_pb2.GrantStatus] = {}
         self.refused: dict[str, str] = {}
         """Why the token-refresher would not take a grant, by account."""
@@ -67,13 +69,19 @@ class Board:
             self.withdrawn.append(identity)
         self.changed.set()
 
-    def plan(self, desired: Desired, judged: dict[Identity, Version]) -> None:
-        """Take in a new plan, and of which versions of the objects it was made."""
+    def plan(self, desired: Desired, judged: dict[Identity, Edition]) -> None:
+        """Take in a new plan, and of which editions of the objects it was made."""
         fresh = {Identity(o.kind, *o.id.split("/", 1)): o for o in desired.objects}
         self.mark(i for i, o in fresh.items() if (old := self.desired.get(i)) is None or (old is not o and old != o))
         self.mark(i for i in self.desired if i not in fresh)
-        self.mark(i for i, version in judged.items() if self.judged.get(i) != version)
+        self.mark(i for i, edition in judged.items() if self.judged.get(i) != edition)
         self.desired, self.judged = fresh, judged
+
+    def amend(self, item: DesiredObject, edition: Edition) -> None:
+        """Take in that an object is in force in another form than planned, made of a newer document."""
+        identity = Identity(item.kind, *item.id.split("/", 1))
+        self.desired[identity], self.judged[identity] = item, edition
+        self.mark([identity])
 
     # ------------------------------------------------------------------ statuses
 
@@ -86,14 +94,18 @@ class Board:
             self.mark([identity])
 
     def awaits_registry(self, identity: Identity) -> bool:
-        """Whether the registry has spoken of an earlier form of an object only than the one that is in force.
+        """Whether the registry has not spoken of an object yet in the form that is in force; it is doubtful then.
 
-        A grant that was refused keeps its account in the earlier form.
+        A grant that was refused keeps its account in an earlier form, or out.
         """
         told, desired = self.live.get(identity), self.desired.get(identity)
-        if told is None or desired is None or identity.id in self.refused:
-            return False
-        return told.revision != desired.revision
+        told_of = told.revision if told is not None else ""
+        awaits = (
+            desired is not None and told_of != desired.revision and "registry" not in self.unheard
+            and not (identity.kind == "ClaudeAccount" and identity.id in self.refused)
+        )
+        (self.doubtful.add if awaits else self.doubtful.discard)(identity)
+        return awaits
 
     def refuse(self, refused: Mapping[str, str], tried: Iterable[str]) -> None:
         """Take in which of the grants that were put just now were refused, and why."""

@@ -8,7 +8,7 @@ with what withdraws access.
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
 from signalbox.core import logs
@@ -96,10 +96,19 @@ class Documents:
             if not self._board.withdrawn:
                 continue
             withdrawn, self._board.withdrawn = self._board.withdrawn, []
+            editions = {i: seen.edition for i in withdrawn if (seen := self._board.world.get(i)) is not None}
+            actions = {i: action for i in withdrawn if (action := self._withdrawal(i)) is not None}
+            if not actions:
+                continue
             try:
-                await self._act([a for i in dict.fromkeys(withdrawn) if (a := self._withdrawal(i)) is not None])
+                await self._act(list(actions.values()))
             except SignalboxError as e:
                 self._note_failure(e)
+                continue
+            for identity, action in actions.items():
+                if isinstance(action, PutObject):
+                    self._board.amend(action.object, editions[identity])
+                    self._board.changed.set()  # a pass that went on beside this may have been overtaken
 
     def _withdrawal(self, identity: Identity) -> Action | None:
         """Return what makes an object useless to whoever still has it; None where nothing need be done."""
@@ -119,7 +128,7 @@ class Documents:
         """Bring everything into force, or begin to; return seconds until the next pass is due anyway."""
         began_s = time.monotonic()
         registry, seeds = await self._present()
-        loaded, versions = self._board.world.documents(), self._board.world.versions()
+        loaded, editions = self._board.world.documents(), self._board.world.editions()
         desired = await asyncio.to_thread(
             plan, loaded, self._state, now=datetime.now(UTC), policy=self._policy, healings=self._board.healings,
             kept=self._kept,
@@ -128,7 +137,8 @@ class Documents:
         actions = [action for action in diff(desired, registry, seeds) if self._still_holds(action, desired)]
         if not await self._act_until_changed(actions):
             return 0.0
-        self._board.plan(desired, versions)  # after it is in force, for a status must not run ahead of the truth
+        self._board.plan(desired, editions)  # after it is in force, for a status must not run ahead of the truth
+        self._forget_refusals(desired.seed_versions())
         if actions:
             log.info("documents_in_force", actions=len(actions))
         self._failure = ""
@@ -191,6 +201,12 @@ class Documents:
                 case DeleteGrant(account) if self._seeds is not None:
                     self._seeds.pop(account, None)
         return refused
+
+    def _forget_refusals(self, wanted: Mapping[str, str]) -> None:
+        """What is no longer to be put, or is what the token-refresher has, is not refused."""
+        seeds = self._seeds or {}
+        if settled := [a for a in self._board.refused if a not in wanted or seeds.get(a) == wanted[a]]:
+            self._board.refuse({}, settled)
 
     def _still_holds(self, action: Action, desired: Desired) -> bool:
         """Whether an action is right by what has become known since the plan was begun.

@@ -18,6 +18,7 @@ GRANTS_EVERY_S = 5.0
 _PAGE = 500
 _BETWEEN_PAGES_S = 0.2
 _GATHER_S = 0.2
+_AGAIN_S = 1.0
 _REWATCH_S = 0.5
 
 
@@ -54,16 +55,23 @@ class Live:
             await asyncio.sleep(_REWATCH_S)
 
     async def keep_asking(self) -> None:
-        """Ask again for what changed: a pool after its accounts did, a key's counters after its document did."""
+        """Ask again for what changed: a pool after its accounts did, a key's counters after its document did.
+
+        What was not answered, and what is in doubt, is asked for until it is told.
+        """
         while True:
             self._metrics.beat("registry_questions")
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._some_asked.wait(), self._every_s / 2)
+                await asyncio.wait_for(self._some_asked.wait(), _AGAIN_S)
                 await asyncio.sleep(_GATHER_S)
             self._some_asked.clear()
             asked, self._asked = self._asked, set()
-            with contextlib.suppress(SignalboxError):
+            asked.update(i for i in list(self._board.doubtful) if self._board.awaits_registry(i))
+            try:
                 await self._ask(asked)
+            except SignalboxError:
+                self._asked |= asked
+                await asyncio.sleep(_AGAIN_S)
 
     async def keep_counting(self) -> None:
         """Read the numbers of everything, a page at a time."""

@@ -128,6 +128,8 @@ class Statuses:
             if of is None or of.uid != seen.uid or self._board.awaits_registry(identity):
                 return None
             judged, generation = desired.conditions, of.generation
+            if generation < old.get("observedGeneration", 0) <= seen.generation:
+                return None  # a newer one was refused already
         elif seen.document.problems:
             first = seen.document.problems[0]
             message = f"{first.path}: {first.reason}"

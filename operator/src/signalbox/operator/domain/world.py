@@ -30,7 +30,7 @@ _METADATA: Final = ("name", "namespace", "labels", "uid", "creationTimestamp", "
 _MOST_GONE: Final = 20_000
 
 
-class Version(NamedTuple):
+class Edition(NamedTuple):
     """Which document an object has: two objects that had a name one after the other differ in uid."""
 
     uid: str
@@ -55,6 +55,11 @@ class Seen:
     def identity(self) -> Identity:
         """What names it."""
         return self.document.identity
+
+    @property
+    def edition(self) -> Edition:
+        """Which document it has."""
+        return Edition(self.uid, self.generation)
 
     @property
     def is_paused(self) -> bool:
@@ -185,9 +190,9 @@ class World:
                 news.add(identity)
         return news
 
-    def versions(self) -> dict[Identity, Version]:
+    def editions(self) -> dict[Identity, Edition]:
         """Return which document each of our objects has."""
-        return {i: Version(seen.uid, seen.generation) for i, seen in self._seen.items() if i.kind in SIGNALBOX_KINDS}
+        return {i: seen.edition for i, seen in self._seen.items() if i.kind in SIGNALBOX_KINDS}
 
     def documents(self) -> LoadResult:
         """Return what should be planned with: everything but what is being deleted.
