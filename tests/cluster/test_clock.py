@@ -10,7 +10,7 @@ import pytest
 
 from tests.cluster.clock import AGAIN, BUILD, NODE, TESTS, Clock, Step, TooLate, allowed_s
 from tests.cluster.own import started
-from tests.support.machine import running_with
+from tests.support.machine import left_running_with
 
 MOST_S = 40 * 60
 CLEARING_UP_S = 90
@@ -59,5 +59,5 @@ def test_a_step_that_takes_too_long_is_ended_with_all_its_processes(tmp_path: Pa
         ) as sleeping:
             sleeping.wait()
     assert time.monotonic() - began_s < 30
-    assert running_with(str(tmp_path)) == []
+    assert left_running_with(str(tmp_path)) == []
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)

@@ -14,7 +14,7 @@ import pytest
 from tests.cluster.conftest import LEAVE
 from tests.cluster.own import ROOT
 from tests.support.control_plane import assets
-from tests.support.machine import running_with
+from tests.support.machine import left_running_with, running_with
 from tests.support.node.node import Node
 
 pytestmark = [
@@ -68,7 +68,7 @@ def test_nothing_is_left(tmp_path: Path, asked: signal.Signals, when: Callable[[
         assert run.returncode == 128 + asked
     assert not Path(f"/sys/class/net/{state['link']}").exists()
     assert [group for group in state["groups"] if Path(group).exists()] == []
-    assert running_with(str(tmp_path)) == []
+    assert left_running_with(str(tmp_path)) == []
     assert str(tmp_path) not in Path("/proc/self/mounts").read_text()
     left = {path.name for path in directory.iterdir()}
     assert left <= {"logs", "var", "node.json"}, left

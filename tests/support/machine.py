@@ -4,6 +4,7 @@ import contextlib
 import os
 import random
 import socket
+import time
 from pathlib import Path
 
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
@@ -44,4 +45,12 @@ def running_with(text: str) -> list[str]:
             line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
             if text in line:
                 found.append(line)
+    return found
+
+
+def left_running_with(text: str, limit_s: float = 5.0) -> list[str]:
+    """Return the same once there is none, or after a while: what was killed takes a moment to be gone."""
+    until_s = time.monotonic() + limit_s
+    while (found := running_with(text)) and time.monotonic() < until_s:
+        time.sleep(0.02)
     return found
